@@ -1,0 +1,1 @@
+"""How the project is installed, started, configured and watched: ``python3 -m deployments``."""

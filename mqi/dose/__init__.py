@@ -1,0 +1,1 @@
+"""Doses: their grid, their DICOM form, their comparison."""

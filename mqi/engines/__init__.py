@@ -1,0 +1,1 @@
+"""Dose engines: programs that compute a dose from a beam's spots, all behind MOQUI's own contract."""

@@ -1,0 +1,1 @@
+"""The machine's logs: PlanInfo, PlanRange, .ptn, .mgn -> what was delivered, in MU and mm."""

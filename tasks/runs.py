@@ -1,0 +1,197 @@
+"""Flow runs as the Prefect server knows them: started once, named, found dead, run again by themselves.
+
+A run whose process died is found in one of three ways: the worker that started it saw it end (at once);
+its lock on this machine is free although the server says Running (the next look of the scanner, or `up`);
+its heartbeat stopped (the automation that `deployments apply` installs: any machine, 90 s). All three leave
+it Crashed, and a crashed run is scheduled again here, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+from prefect import runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+from prefect.states import AwaitingRetry, Crashed
+
+from mqi.scan import Ready, ScanRow
+
+__all__ = [
+    "MAX_RUNS",
+    "alive",
+    "being_cancelled",
+    "name_run",
+    "read_run",
+    "recover_runs",
+    "start_case",
+    "start_refused",
+]
+
+CASE_FLOW = "process-case"
+DEPLOYMENT = "mqi"
+MAX_RUNS = 5
+"""Starts of one run, the first included, before a crashed run is left to a person."""
+STUCK_PENDING = timedelta(minutes=3)
+"""A worker starts a run within seconds of claiming it; one that is Pending for longer lost its worker."""
+
+
+def _alive_folder() -> Path:
+    folder = get_current_settings().home / "alive"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def alive() -> Iterator[None]:
+    """Hold a lock in this run's name for as long as its process lives, however it ends."""
+    path = _alive_folder() / str(runtime.flow_run.id)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _died_here() -> Iterator[UUID]:
+    """Ids of the runs whose process on this machine is gone."""
+    for path in _alive_folder().iterdir():
+        with path.open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield UUID(path.name)
+            path.unlink(missing_ok=True)
+
+
+def _runs_in(client: SyncPrefectClient, flow: str | None, *types: StateType) -> list[FlowRun]:
+    return client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])) if flow else None,
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
+        ),
+    )
+
+
+def recover_runs() -> list[str]:
+    """Crash the runs that died unseen on this machine, and schedule crashed case runs again.
+
+    Returns a sentence for each run that was touched.
+    """
+    told: list[str] = []
+    with get_client(sync_client=True) as client:
+        for run_id in _died_here():
+            run = _read(client, run_id)
+            if run and run.state and run.state.type in (StateType.RUNNING, StateType.CANCELLING):
+                client.set_flow_run_state(run_id, Crashed(message="Its process ended unseen."), force=True)
+                told.append(f"{run.name}: its process ended unseen; marked as crashed")
+        overdue = datetime.now(UTC) - STUCK_PENDING
+        for run in _runs_in(client, CASE_FLOW, StateType.PENDING):
+            if run.deployment_id and run.state and run.state.timestamp < overdue:
+                client.set_flow_run_state(
+                    run.id, Crashed(message="Its worker vanished before it began."), force=True
+                )
+                told.append(f"{run.name}: its worker vanished; marked as crashed")
+        for run in _runs_in(client, CASE_FLOW, StateType.CRASHED):
+            if run.deployment_id and run.run_count < MAX_RUNS:
+                again = AwaitingRetry(
+                    message=f"Crashed; run again by itself ({run.run_count} of {MAX_RUNS} starts used)."
+                )
+                client.set_flow_run_state(run.id, again, force=True)
+                told.append(f"{run.name}: crashed; run again by itself")
+    return told
+
+
+def _read(client: SyncPrefectClient, run_id: UUID) -> FlowRun | None:
+    try:
+        return client.read_flow_run(run_id)
+    except ObjectNotFound:
+        return None
+
+
+def read_run(run_id: str) -> FlowRun | None:
+    """The run with this id, or None when the server does not know it (any more)."""
+    with get_client(sync_client=True) as client:
+        return _read(client, UUID(run_id))
+
+
+def start_case(ready: Ready, host: str) -> str:
+    """Start the case flow for a fraction, once, however often and by whomever it is asked.
+
+    Returns what a person should know of a run that was started before and has ended badly; else "".
+    """
+    return _start(
+        {"case": ready.folder, "plan": ready.plan_uid, "fraction": ready.fraction_id, "host": host},
+        key=ready.idempotency_key,
+        name=f"{ready.key} · fraction {ready.fraction_number}",
+        tags=[ready.key],
+    )
+
+
+def start_refused(row: ScanRow, host: str) -> str:
+    """Start the case flow for a case that intake refuses: it fails at once, with the reason, for all to see.
+
+    The same refusal is told once; when the files change, what is wrong with them then is told anew.
+    """
+    reasons = hashlib.sha256("\0".join([row.folder, *row.waiting_for]).encode()).hexdigest()[:16]
+    return _start(
+        {"case": row.folder, "host": host},
+        key=f"refused/{reasons}",
+        name=f"{row.key or 'unknown case'} · refused",
+        tags=[row.key] if row.key else [],
+    )
+
+
+def _start(parameters: dict[str, str], *, key: str, name: str, tags: list[str]) -> str:
+    run = run_deployment(
+        f"{CASE_FLOW}/{DEPLOYMENT}",
+        parameters=parameters,
+        flow_run_name=name,
+        tags=tags,
+        timeout=0,
+        as_subflow=False,  # otherwise every repeated scan leaves an orphan task run behind
+        idempotency_key=key,
+    )
+    assert isinstance(run, FlowRun)  # run_deployment is typed as FlowRun | Coroutine
+    if run.state is None or not run.state.is_final() or run.state.is_completed():
+        return ""
+    return (
+        f"run {run.name} ended {run.state.name}: {run.state.message or ''}. Mend the case; press Retry there"
+    )
+
+
+def name_run(name: str, tags: list[str]) -> None:
+    """Name the present run so that a person finds the case by it, however it was started."""
+    run_id = runtime.flow_run.id
+    if run_id is None:
+        return
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(str(run_id)), name=name, tags=sorted({*tags, *runtime.flow_run.tags}))
+
+
+def being_cancelled() -> bool:
+    """Whether a person asked to cancel the present run (and not only its process was told to end)."""
+    run_id = runtime.flow_run.id
+    if run_id is None:
+        return False
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(str(run_id))).state
+    return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
