@@ -14,7 +14,7 @@ SUPPORTED = ((3, 11), (3, 12))  # those that requirements.lock holds wheels for
 def newer_python() -> "str | None":
     """Path of a supported Python on PATH, or None."""
     for version in reversed(SUPPORTED):
-        path = shutil.which("python%d.%d" % version)  # noqa: UP031
+        path = shutil.which("python{}.{}".format(*version))
         if path:
             return path
     return None
@@ -28,10 +28,10 @@ def main(argv: "list[str]") -> int:
     if sys.version_info[:2] not in SUPPORTED:
         python = newer_python()
         if python is None:
+            present = "{}.{}".format(*sys.version_info)
             sys.stderr.write(
-                "MQI Communicator needs Python 3.11 or 3.12; this is %d.%d. Install one of them, for example "  # noqa: UP031
-                "the Debian packages python3.11 and python3.11-venv, and run this command again.\n"
-                % sys.version_info[:2]
+                f"MQI Communicator needs Python 3.11 or 3.12; this is {present}. Install one of them, for "
+                "example the Debian packages python3.11 and python3.11-venv, and run this command again.\n"
             )
             return 2
         os.execv(python, [python, "-m", "deployments", *argv])

@@ -22,8 +22,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
@@ -36,7 +36,7 @@ from mqi.errors import ConfigurationError, ResourceError
 from mqi.hosts import connect
 from mqi.hosts.base import HostSettings
 
-__all__ = ["CASE_QUEUE", "SCANNER", "ZOMBIES", "apply", "worker_online"]
+__all__ = ["CASE_QUEUE", "SCANNER", "ZOMBIES", "apply", "host_slots", "worker_online"]
 
 SCANNER = "scan-cases/mqi"
 CASE_QUEUE = "cases"
@@ -69,7 +69,7 @@ def apply(site: SiteSettings, variables: Mapping[str, str], say: Callable[[str],
         try:
             _blocks(client, site)
             host = site.host_settings()
-            slots = _slots(host)
+            slots = host_slots(host)
             client.upsert_global_concurrency_limit_by_name(f"gpu-{host.name}", slots)
             _queue(client, site.resources.max_concurrent_jobs)
             _automation(client)
@@ -88,14 +88,14 @@ def apply(site: SiteSettings, variables: Mapping[str, str], say: Callable[[str],
     )
 
 
-def _slots(host: HostSettings) -> int:
+def host_slots(host: HostSettings) -> int:
     """How many jobs the host takes at a time: what the site says, else what the host has."""
     if host.slots is not None:
         return host.slots
     probe = connect(host).probe()
     if not probe.slots:
         raise ResourceError(
-            f"host {host.name} offers nothing to compute on: {probe.problem or 'no GPU and no CPU was found'}",
+            f"host {host.name} offers nothing to compute on: {probe.problem or 'no GPU, no CPU'}",
             todo="Set resources.gpu_count in site.yaml, or look at the host",
         )
     return len(probe.slots)
@@ -164,8 +164,8 @@ def zombie_automation() -> AutomationCore:
     """
     return AutomationCore(
         name=ZOMBIES,
-        description="A run whose process is gone (power cut, killed worker) is marked as crashed; the scanner "
-        "then runs its case again.",
+        description="A run whose process is gone (power cut, killed worker) is marked as crashed; "
+        "the scanner then runs its case again.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match={"prefect.resource.id": "prefect.flow-run.*"},
@@ -200,9 +200,9 @@ def _automation(client: SyncPrefectClient) -> None:
 
 
 def _scanner(client: SyncPrefectClient, look_every_s: int) -> None:
-    """Give the scanner its pace, the first run in a few seconds, and drop runs that nobody was there to start.
+    """Give the scanner its pace, the first run in a few seconds, and drop runs that nobody was there for.
 
-    A run looks again and again until the next one is due, so that a look every 5 s is not a process every 5 s.
+    A run looks again and again until the next one is due: a look every 5 s is not a process every 5 s.
     """
     deployment = client.read_deployment_by_name(SCANNER)
     period_s = max(look_every_s, SCANNER_RUN_S)
@@ -223,7 +223,7 @@ def _scanner(client: SyncPrefectClient, look_every_s: int) -> None:
 
 
 def worker_online(name: str, since: datetime) -> bool:
-    """Whether the server has heard from this worker after a moment (and not from one of the same name before)."""
+    """Whether the server has heard from this worker after a moment (not from one of its name before)."""
     with get_client(sync_client=True) as client:
         try:
             workers = client.read_workers_for_work_pool(POOL)

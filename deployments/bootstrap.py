@@ -72,7 +72,7 @@ class Environment:
 
     def version(self) -> str:
         """Version of the environment's Python and whether pip is there; empty when it does not run."""
-        code = "import sys, importlib.util as u; print('%d.%d.%d' % sys.version_info[:3] if u.find_spec('pip') else '')"
+        code = "import pip, sys; print('%d.%d.%d' % sys.version_info[:3])"
         try:
             ran = subprocess.run([self.python, "-I", "-c", code], capture_output=True, text=True, check=False)
         except OSError:
@@ -111,7 +111,6 @@ def enter(lock: str, argv: list[str], environment: Environment, say: Say) -> Non
         ensure(lock, environment, say)
     if not ready or Path(sys.prefix).resolve() != environment.folder.resolve():
         python = str(environment.python)
-        os.chdir(environment.repository)
         os.execv(python, [python, "-m", "deployments", *argv])
 
 
@@ -198,11 +197,11 @@ def _make(environment: Environment) -> None:
 def _install(environment: Environment, lock: str, say: Say) -> None:
     """Install a lock file with pip, hashes checked, saying now and then that it goes on."""
     log = environment.folder / LOG
-    pip = [environment.python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    pip = [str(environment.python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     started = time.monotonic()
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*pip, "--require-hashes", "-r", environment.repository / lock],
+            [*pip, "--require-hashes", "-r", str(environment.repository / lock)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -16,7 +16,7 @@ TYPED = ("mqi", "deployments")
 
 
 def commands(pytest_arguments: list[str]) -> list[tuple[str, list[str]]]:
-    """What is run, by name. With arguments for pytest only a part is tested: then the coverage decides nothing."""
+    """What is run, by name. With arguments for pytest a part is tested: then coverage decides nothing."""
     covered = [] if pytest_arguments else ["--cov=mqi", f"--cov-fail-under={COVERAGE_PERCENT}"]
     return [
         ("ruff (lint)", ["ruff", "check", "."]),
@@ -33,7 +33,9 @@ def run(pytest_arguments: list[str], say: Callable[[str], None]) -> int:
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     for name, command in commands(pytest_arguments):
         say(f"== {name}: {' '.join(command)}")
-        if subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, env=variables, check=False).returncode:
+        if subprocess.run(
+            [sys.executable, "-m", *command], cwd=REPOSITORY, env=variables, check=False
+        ).returncode:
             failed.append(name)
     say(f"== failed: {', '.join(failed)}" if failed else "== all is well")
     return 1 if failed else 0

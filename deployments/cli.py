@@ -115,9 +115,9 @@ def _run(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
 
     try:
         if options.command == "test":
-            from deployments import checks
+            from deployments.checks import run as run_checks
 
-            return checks.run(pytest_arguments, _tell)
+            return run_checks(pytest_arguments, _tell)
         home = resolve_home(options.home, "demo" if options.command == "demo" else "site")
         return _run_at(home, options)
     except MQIError as error:
@@ -130,9 +130,9 @@ def _run_at(home: Home, options: argparse.Namespace) -> int:
 
     match options.command:
         case "demo":
-            from deployments import demo
+            from deployments.demo import run as run_demo
 
-            return demo.run(home, port=options.port, leave=options.exit, spoil=options.spoil, say=_tell)
+            return run_demo(home, port=options.port, leave=options.exit, spoil=options.spoil, say=_tell)
         case "up":
             return service.up(home, options.port, _tell)
         case "down":
@@ -141,12 +141,12 @@ def _run_at(home: Home, options: argparse.Namespace) -> int:
             file = Path(options.file) if options.file else None
             return service.apply_file(home, file, dry_run=options.dry_run, say=_tell)
         case "status":
-            from deployments import status
+            from deployments.status import run as run_status
 
-            return status.run(home, _tell)
+            return run_status(home, _tell)
         case "doctor":
-            from deployments import doctor
+            from deployments.doctor import run as run_doctor
 
-            return doctor.run(home, _tell)
+            return run_doctor(home, _tell)
         case _:
             return service.print_environment(home, _tell)

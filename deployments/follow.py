@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -99,7 +100,8 @@ class Follower:
             self._run_state = state
             message = run.state.message if run.state and run.state.is_final() else ""
             self._tell(f"case flow '{run.name}': {state}{f' ({message})' if message else ''}")
-        for step in client.read_task_runs(flow_run_filter=only, limit=200):
+        steps = client.read_task_runs(flow_run_filter=only, limit=200)
+        for step in sorted(steps, key=lambda one: one.end_time or one.created or datetime.now(UTC)):
             said = str(step.state_name)
             if (
                 self._steps.get(step.id) != said
@@ -121,7 +123,7 @@ class Follower:
         return run.state is not None and run.state.is_final()
 
     def _look_at_bar(self, key: str, percent: float, description: str) -> None:
-        before = self._percent.get(key, -PROGRESS_STEP)
+        before = self._percent.get(key, 0.0)
         if percent < before + PROGRESS_STEP:
             return
         self._percent[key] = percent - percent % PROGRESS_STEP

@@ -55,7 +55,7 @@ class Record:
 
 
 def identity(pid: int) -> str | None:
-    """What tells a process from any other with the same number: boot and start tick. None when it has ended."""
+    """What tells a process from others of the same number: boot and start tick. None when it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -93,9 +93,8 @@ def alone(home: Home, say: Callable[[str], None]) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            say(
-                f"Another command (process {lock.read().strip() or 'unknown'}) is at work here; waiting for it."
-            )
+            holder = lock.read().strip() or "unknown"
+            say(f"Another command (process {holder}) is at work here; waiting for it.")
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -104,7 +103,7 @@ def alone(home: Home, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def start(home: Home, name: str, argv: Sequence[str], variables: Mapping[str, str], port: int) -> Record:
-    """Start a process that outlives this one, in its own session, its output appended to ``logs/<name>.log``."""
+    """Start a process that outlives this one, in its own session, its output in ``logs/<name>.log``."""
     log = home.logs / f"{name}.log"
     with log.open("a") as out:
         child = subprocess.Popen(

@@ -117,7 +117,7 @@ def _start_server(home: Home, asked: int | None, say: Say) -> processes.Record:
         connect(home, port)
         threading.Thread(target=_import_prefect, daemon=True).start()
         record = processes.start(home, "server", [*PREFECT, "server", "start"], variables, port)
-        processes.wait_until(lambda r=record: not processes.alive(r) or processes.answers(r.port), HEALTHY_S)  # type: ignore[misc]
+        _up_or_dead(record)
         if processes.alive(record) and processes.answers(port) and processes.listens(record):
             return record
         if processes.alive(record) or "already in use" not in processes.log_tail(home, "server"):
@@ -130,6 +130,10 @@ def _start_server(home: Home, asked: int | None, say: Say) -> processes.Record:
         path=home.logs / "server.log",
         todo="Look at its log",
     )
+
+
+def _up_or_dead(server: processes.Record) -> None:
+    processes.wait_until(lambda: not processes.alive(server) or processes.answers(server.port), HEALTHY_S)
 
 
 def _import_prefect() -> None:
@@ -166,8 +170,9 @@ def _start_worker(home: Home, port: int, variables: dict[str, str], say: Say) ->
         return not processes.alive(record) or worker_online(home.worker_name, since)
 
     if not processes.wait_until(settled, WORKER_S, poll_s=0.3) or not processes.alive(record):
+        tail = processes.log_tail(home, "worker")
         raise ResourceError(
-            f"the worker did not report for work; the end of its log:\n{processes.log_tail(home, 'worker')}\n",
+            f"the worker did not report for work; the end of its log:\n{tail}\n",
             path=home.logs / "worker.log",
             todo="Look at its log",
         )
@@ -224,9 +229,7 @@ def apply_file(home: Home, file: Path | None, *, dry_run: bool, say: Say) -> int
         site.make_folders()
         server = processes.read(home, "server")
         if server is None or not processes.alive(server):
-            say(
-                "The settings are right. The server does not run; `python3 -m deployments up` will apply them."
-            )
+            say("The settings are right. The server does not run: `python3 -m deployments up` applies them.")
             return 0
         _await_health(home, server)
         variables = connect(home, server.port)

@@ -87,9 +87,9 @@ class SiteSettings(Frozen):
     processing: Processing = Processing()
     monitoring: None = None
     engine: EngineSettings = EngineSettings()
-    qa: QaCriteria = Field(default_factory=QaCriteria)
+    qa: QaCriteria = QaCriteria.model_validate({})
     intake: IntakeRules = IntakeRules()
-    calibrations: dict[Literal["G1", "G2"], str] = {}
+    calibrations: dict[Literal["G1", "G2"], str] = Field(default_factory=dict)
     _home: Path = PrivateAttr(default=Path())
 
     @field_validator("ssh", mode="before")
@@ -174,7 +174,7 @@ class SiteSettings(Frozen):
         return texts
 
     def make_folders(self) -> None:
-        """Create the folders of the home; one outside it must be there already (a share may not be mounted)."""
+        """Create the folders of the home; one outside it must be there (a share may not be mounted)."""
         for name in (*self.inboxes(), self.results_folder(), self.host_settings().workspace):
             folder = Path(name)
             if folder.is_relative_to(self._home):

@@ -1,4 +1,4 @@
-"""The command `status`: what runs, when the scanner last looked, where the cases stand, what the hosts offer."""
+"""The command `status`: what runs, when the scanner last looked, where the cases stand, what hosts offer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def run(home: Home, say: Callable[[str], None]) -> int:
         say(f"Nothing was set up in {home.folder}. `python3 -m deployments up` does it.")
         return 1
     site = load_site_file(home)
-    say(f"{' '.join(filter(None, (site.app.name, site.app.version)))} ({site.app.environment}) in {home.folder}")
+    name = " ".join(filter(None, (site.app.name, site.app.version)))
+    say(f"{name} ({site.app.environment}) in {home.folder}")
     server, worker = processes.read(home, "server"), processes.read(home, "worker")
     healthy = server is not None and processes.alive(server) and processes.answers(server.port)
     say(f"server    {_process(server)}{f', {ui_url(server.port)}' if server and healthy else ''}")
@@ -46,12 +47,21 @@ def _process(record: processes.Record | None) -> str:
     since = datetime.fromtimestamp(record.started_at).astimezone()
     if processes.alive(record):
         return f"runs since {since:%Y-%m-%d %H:%M} (process {record.pid})"
-    return "is stopped" if record.pid == 0 else "has died: see its log; `python3 -m deployments up` starts it again"
+    return (
+        "is stopped"
+        if record.pid == 0
+        else "has died: see its log; `python3 -m deployments up` starts it again"
+    )
 
 
 def _from_server() -> Iterator[str]:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterStartTime
+    from prefect.client.schemas.filters import (
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+        FlowRunFilterStartTime,
+    )
     from prefect.client.schemas.sorting import FlowRunSort
 
     from deployments.follow import worklist
@@ -64,7 +74,8 @@ def _from_server() -> Iterator[str]:
             limit=1,
         )
         if runs and runs[0].start_time:
-            yield f"scanner   {runs[0].state_name}, started {runs[0].start_time.astimezone():%Y-%m-%d %H:%M:%S}"
+            began = runs[0].start_time.astimezone()
+            yield f"scanner   {runs[0].state_name}, started {began:%Y-%m-%d %H:%M:%S}"
         else:
             yield "scanner   has not run yet"
         open_rows = [row for row in worklist(client) if row.get("status") != "completed"]

@@ -36,17 +36,17 @@ def parse_yaml(text: str, model: type[_Model], *, name: str) -> _Model:
         The text is no YAML, a key is unknown or stands twice, or a value is wrong. All problems are named,
         one a line.
     """
+    lines: dict[Where, int] = {}
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        twice = list(_lines(root, (), lines)) if root is not None else []
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
         raise _refused(name, [_syntax(error)]) from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise _refused(name, ["line 1: the file must hold sections such as `paths:`"])
-    lines: dict[Where, int] = {}
-    twice = list(_lines(root, (), lines)) if root is not None else []
     if twice:
         raise _refused(name, twice)
     try:
@@ -64,7 +64,7 @@ def _refused(name: str, problems: list[str]) -> ConfigurationError:
     )
 
 
-def _syntax(error: yaml.YAMLError) -> str:
+def _syntax(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     line = f"line {mark.line + 1}: " if mark else ""
     return f"{line}this is no valid YAML: {getattr(error, 'problem', None) or 'unreadable'}"

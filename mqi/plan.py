@@ -26,7 +26,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from mqi.errors import ResourceError, ValidationError
 from mqi.plan_spots import SpotMap, read_spot_map
@@ -61,6 +61,7 @@ _DAMAGE = (  # what pydicom and numpy raise on bytes that are not what they clai
     ArithmeticError,
     AssertionError,
     AttributeError,
+    BytesLengthException,
     EOFError,
     InvalidDicomError,
     LookupError,

@@ -10,10 +10,12 @@ __all__ = ["RetryPolicy"]
 class RetryPolicy(Frozen):
     """Exponential back-off: connection, transfer and resource errors are tried again, others are not."""
 
-    max_attempts: int = Field(3, ge=1, le=20, description="Attempts in all, the first included.")
-    base_delay_s: float = Field(1.0, gt=0, description="Pause before the second attempt, s.")
-    exponential_base: float = Field(2.0, ge=1, description="Each further pause is longer by this factor.")
-    max_delay_s: float = Field(60.0, gt=0, description="No pause is longer than this, s.")
+    max_attempts: int = Field(default=3, ge=1, le=20, description="Attempts in all, the first included.")
+    base_delay_s: float = Field(default=1.0, gt=0, description="Pause before the second attempt, s.")
+    exponential_base: float = Field(
+        default=2.0, ge=1, description="Each further pause is longer by this factor."
+    )
+    max_delay_s: float = Field(default=60.0, gt=0, description="No pause is longer than this, s.")
 
     def delays_s(self) -> list[float]:
         """Pauses before the second, third, ... attempt, s.
@@ -22,5 +24,6 @@ class RetryPolicy(Frozen):
         [1.0, 2.0]
         """
         return [
-            min(self.max_delay_s, self.base_delay_s * self.exponential_base**n) for n in range(self.max_attempts - 1)
+            min(self.max_delay_s, self.base_delay_s * self.exponential_base**n)
+            for n in range(self.max_attempts - 1)
         ]

@@ -78,7 +78,7 @@ def _judge(host: Host, job: JobState, prepared: PreparedBeam, progress: BeamProg
     if job.status is JobStatus.COMPLETED:
         progress.done(f"calculated on {host.settings.name}, {job.slot}")
         return job
-    if job.lost:
+    if job.interrupted:
         raise ResourceError(
             f"job {job.name} was lost on {host.settings.name} ({job.reason})",
             case=case,

@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         sys.stderr.write(f"terminate called after throwing an error: {error}\n")
         return REFUSED
-    _say(f"Output : {ascii(job.output.name)}")
+    _say(f"Output : {job.output.name!a}")
     _say(f"Time taken by analytic engine: {(time.monotonic() - started_s) * 1000:.0f} milli-seconds")
     return 0
 

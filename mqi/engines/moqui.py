@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from mqi.engines.pencil_beam import MODEL_VERSION
 from mqi.engines.rows import layer_file_name, rows_as_csv
 from mqi.engines.settings import EngineSettings
 from mqi.engines.tps_input import write_tps_input
-from mqi.errors import ConfigurationError, ValidationError
+from mqi.errors import ConfigurationError, ResourceError, ValidationError
 from mqi.files import sha256_of
 from mqi.plan import IonPlan, PlanBeam
 
@@ -90,6 +90,8 @@ def write_input(
         Settings and case do not go together (medium ct without a CT), or ``folder`` holds something else.
     ValidationError
         The plan, the CT or the rows cannot be computed; see read_ct_series and rows_as_csv.
+    ResourceError
+        The folder cannot be written, or a source file is gone.
     """
     name = _checked_name(beam)
     if not (np.isfinite(mu_per_count) and mu_per_count > 0):
@@ -104,17 +106,22 @@ def write_input(
         settings, plan=plan, beam=beam, water=medium is Medium.WATER, room=room, mu_per_count=mu_per_count
     )
 
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    log = f"log/{re.sub(r'[^A-Za-z0-9_-]', '_', beam.name)}"
+    tps_input = {INPUT_FILE: write_tps_input(lines)}
     try:
-        log = part / "log" / re.sub(r"[^A-Za-z0-9_-]", "_", beam.name)
-        log.mkdir(parents=True)
-        for file_name, content in written:
-            (log / file_name).write_bytes(content)
-        sources = _copy_dicom(part / "rtplan", plan, series)
-        (part / INPUT_FILE).write_bytes(write_tps_input(lines))
-        _publish(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        sources = _write_folder(
+            folder,
+            plan,
+            series,
+            {f"{log}/{file_name}": content for file_name, content in written} | tps_input,
+        )
+    except OSError as error:
+        raise ResourceError(
+            f"the engine's input cannot be written ({error.strerror or error})",
+            beam=beam.number,
+            path=folder,
+            todo="Check the disk's free space and permissions",
+        ) from error
 
     version = engine_version or (MODEL_VERSION if settings.engine == "analytic" else "unknown")
     counts = sum(int(layer.counts.sum()) for layer in layers)
@@ -230,6 +237,22 @@ def _layer_files(
             "no row of the beam has any counts", beam=beam.number, todo="Check that the beam was delivered"
         )
     return files
+
+
+def _write_folder(folder: Path, plan: IonPlan, series: CtSeries | None, files: dict[str, bytes]) -> list[str]:
+    """Write all into a folder beside the wanted one, then put it in its place. Returns the DICOM hashes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        part.chmod(0o755)
+        for relative, content in files.items():
+            (part / relative).parent.mkdir(parents=True, exist_ok=True)
+            (part / relative).write_bytes(content)
+        hashes = _copy_dicom(part / "rtplan", plan, series)
+        _publish(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return hashes
 
 
 def _copy_dicom(folder: Path, plan: IonPlan, series: CtSeries | None) -> list[str]:

@@ -7,13 +7,15 @@ compared with what was written (mqi.engines.messages.check_report).
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mqi.engines.contract import EngineLayer
@@ -42,7 +44,7 @@ def layer_file_name(number: int, energy_mev: float, width: int = 2) -> str:
 
 
 def rows_as_csv(layer: EngineLayer, dialect: CsvDialect, line_ending: LineEnding) -> bytes:
-    """The layer's rows that have counts, as a file's content (0.2 s for 900,000 rows).
+    """The layer's rows that have counts, as a file's content (about 1 s for 900,000 rows).
 
     Times have 4 decimals, positions 5, as the site writes them. Raises ValidationError for arrays of unequal
     length, values that are not finite or beyond 1e7, and negative counts.
@@ -106,13 +108,17 @@ def read_layer(path: Path) -> EngineLayer:
     match = _FILE_NAME.fullmatch(path.name)
     if not match:
         raise ProcessingError("the name is not NN_<energy>MeV.csv", path=path)
-    content = path.read_bytes().replace(b"\r\n", b"\n").rstrip(b"\n,")
-    lines = content.replace(b",\n", b"\n").split(b"\n")
-    values = _numbers(b",".join(lines), path)
-    if len(values) % 4 or (len(lines) > 1 and any(line.count(b",") != 3 for line in lines)):
-        raise ProcessingError(
-            f"{len(values)} values in {len(lines)} lines are not rows of time, x, y, count", path=path
-        )
+    content = path.read_bytes().replace(b"\r\n", b"\n").rstrip(b"\n,").replace(b",\n", b"\n")
+    characters = np.frombuffer(content, dtype=np.uint8)
+    ends = characters[(characters == ord(",")) | (characters == ord("\n"))]  # what stands after each value
+    in_lines = ends[3::4] == ord("\n")
+    if (
+        len(ends) % 4 != 3
+        or (in_lines.any() and not in_lines.all())
+        or in_lines.sum() != (ends == ord("\n")).sum()
+    ):
+        raise ProcessingError("its values are not rows of time, x, y, count", path=path)
+    values = _numbers(content.replace(b",", b"\n"), path)
     rows = values.reshape(-1, 4)
     counts = rows[:, 3].astype(np.int64)
     if (counts != rows[:, 3]).any() or (counts < 0).any():
@@ -120,14 +126,21 @@ def read_layer(path: Path) -> EngineLayer:
     return EngineLayer(int(match[1]), float(match[2]), rows[:, 0], rows[:, 1], rows[:, 2], counts)
 
 
-def _numbers(text: bytes, path: Path) -> NDArray[np.float64]:
-    """Values between commas. numpy stops at what is no number, with only a warning: here it is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            values = np.fromstring(text.decode("ascii"), sep=",")
-        except (DeprecationWarning, ValueError) as error:
-            raise ProcessingError("the rows hold something that is not a number", path=path) from error
-    if len(values) != text.count(b",") + 1 or not np.isfinite(values).all():
+def _numbers(lines: bytes, path: Path) -> NDArray[np.float64]:
+    """The values, one a line. Empty lines and text are refused, "nan" and "inf" too."""
+    try:
+        table = pd.read_csv(
+            io.BytesIO(lines),
+            header=None,
+            dtype=np.float64,
+            na_filter=False,
+            skip_blank_lines=False,
+            encoding="ascii",
+            quoting=csv.QUOTE_NONE,
+        )
+    except ValueError as error:
+        raise ProcessingError("the rows hold something that is not a number", path=path) from error
+    values = table.to_numpy()[:, 0]
+    if table.shape != (lines.count(b"\n") + 1, 1) or not np.isfinite(values).all():
         raise ProcessingError("the rows hold something that is not a number", path=path)
     return values

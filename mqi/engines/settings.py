@@ -16,7 +16,7 @@ __all__ = ["PARAMETERS", "EngineSettings", "Parameter", "ParameterValue"]
 
 ParameterValue = bool | int | float | str
 
-_DAY_S = 86_400.0
+_DAY_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ class EngineSettings(Frozen):
         description="Number in the output's name, <Beam>_<number>_<Scorer>. Empty: as the public trees count "
         "(0, in the two centimetre mode 2, and one more for each range shifter)",
     )
-    time_limit_s: float = Field(
-        default=4 * 3600.0, gt=0, le=7 * _DAY_S, description="An engine that runs longer is stopped"
+    time_limit_s: int = Field(
+        default=4 * 3600, ge=1, le=7 * _DAY_S, description="An engine that runs longer is stopped"
     )
 
     @field_validator("parameters")

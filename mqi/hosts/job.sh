@@ -327,7 +327,10 @@ supervise() { # JOB SLOTS_FOLDER KIND SLOTS LIMIT_S CMD...: leads a session of i
   # The job's lock is closed for the payload (9>&-), the slot's lock (8) is inherited on purpose.
   setsid sh "$PROG" _payload "$job" "$kind" "$slot" "$@" 9>&- </dev/null >>"$job/out" 2>>"$job/err" &
   child=$!
-  [ "$limit" -eq 0 ] || setsid sh "$PROG" _watch "$job" "$limit" 8>&- 9>&- </dev/null >/dev/null 2>&1 &
+  # Not "test || command &": that puts the list into a subshell, which keeps the locks in some shells.
+  if [ "$limit" -gt 0 ]; then
+    setsid sh "$PROG" _watch "$job" "$limit" 8>&- 9>&- </dev/null >/dev/null 2>&1 &
+  fi
   trap : TERM # a stop of the machine's services first ends the payload, whose end is then still recorded
   while :; do
     wait "$child"

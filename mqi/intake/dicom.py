@@ -102,7 +102,7 @@ def _header(folder: str, path: str, size: int, mtime_ns: int) -> Header | None:
                 return Header(path, damage="is a damaged DICOM file: no DICM") if named else None
             stream.seek(0, os.SEEK_SET)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
-            return _from_dataset(path, size, dataset)
+            return _from_dataset(path, size - stream.tell(), dataset)
     except ValidationError as error:
         return Header(path, damage=error.what)
     except OSError as error:
@@ -111,12 +111,12 @@ def _header(folder: str, path: str, size: int, mtime_ns: int) -> Header | None:
         return Header(path, damage="is a damaged DICOM file")
 
 
-def _from_dataset(path: str, size: int, dataset: Dataset) -> Header:
+def _from_dataset(path: str, bytes_left: int, dataset: Dataset) -> Header:
     sop_class = str(dataset.get("SOPClassUID", ""))
     if not sop_class:
         raise ValidationError("is a damaged DICOM file: it does not say what it is")
     if sop_class in (CT, DOSE):
-        _check_length(size, dataset)
+        _check_length(bytes_left, dataset)
     position = dataset.get("ImagePositionPatient") or (0, 0, 0)
     plans = dataset.get("ReferencedRTPlanSequence") or []
     return Header(
@@ -138,13 +138,14 @@ def _from_dataset(path: str, size: int, dataset: Dataset) -> Header:
     )
 
 
-def _check_length(size: int, dataset: Dataset) -> None:
-    """Refuse an image whose file is shorter than its pixels: a copy that broke off."""
+def _check_length(bytes_left: int, dataset: Dataset) -> None:
+    """Refuse an image with fewer bytes behind its header than its pixels need: a copy that broke off."""
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_compressed or syntax.is_deflated:
         return
     pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0)
     pixels *= int(dataset.get("NumberOfFrames") or 1) * int(dataset.get("SamplesPerPixel") or 1)
     needed = pixels * int(dataset.get("BitsAllocated") or 0) // 8
-    if not needed or size < needed:
-        raise ValidationError(f"is a damaged DICOM file: {size} bytes, its pixels alone need {needed}")
+    tag_and_length = 8 if syntax.is_implicit_VR else 12  # PS3.5 7.1
+    if not needed or bytes_left < needed + tag_and_length:
+        raise ValidationError(f"is a damaged DICOM file: {bytes_left} bytes of pixels, {needed} are needed")

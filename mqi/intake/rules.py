@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ __all__ = [
     "ROOM_FOLDER",
     "IntakeRules",
     "Seen",
+    "delivery_kind",
     "files_below",
     "files_in",
     "irradiation_time",
@@ -175,14 +176,19 @@ def is_text(name: str) -> bool:
 
 def is_delivery(folder: Path, rules: IntakeRules) -> bool:
     """Whether a folder is one irradiation: it holds log files, or bears a timestamp and is still empty."""
+    return delivery_kind(folder, rules) is not None
+
+
+def delivery_kind(folder: Path, rules: IntakeRules) -> Literal["logs", "empty"] | None:
+    """How a folder is known as a delivery: by its log files, or, while it is empty, by its name alone."""
     try:
         with os.scandir(folder) as entries:
-            listed = [entry for entry in entries if not rules.ignores(entry.name)]
+            names = [entry.name for entry in entries if not rules.ignores(entry.name)]
     except OSError:
-        return False
-    if any(_LOG_FILE.fullmatch(entry.name) for entry in listed):
-        return True
-    return not listed and irradiation_time(folder.name) is not None
+        return None
+    if any(_LOG_FILE.fullmatch(name) for name in names):
+        return "logs"
+    return "empty" if not names and irradiation_time(folder.name) is not None else None
 
 
 def room_of_path(folder: Path, root: Path) -> str | None:

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mqi.errors import ValidationError
+from mqi.files import atomic_path
 from mqi.log.calibration import CalibrationSet
 from mqi.log.layerlog import LoggedLayer, OnRun, is_parked
 from mqi.plan import PlanLayer
@@ -169,10 +170,8 @@ def compare_spots(
 
 def save_spots(path: Path, table: SpotTable) -> None:
     """Write a table of spots (.npz), whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with atomic_path(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **{field.name: getattr(table, field.name) for field in fields(SpotTable)})
-    part.replace(path)
 
 
 def load_spots(path: Path) -> SpotTable:
@@ -219,11 +218,11 @@ class _Stretch:
         edges[-1] = run.end
         edges = np.concatenate([[run.begin], edges])
         until = cumulative[edges - run.begin + run.first]
-        if is_line:
-            row = end + late
-        else:
+        row = end + late
+        if not is_line:
             in_run = cumulative[run.first : run.first + run.end - run.begin + 1]
-            row = np.searchsorted(in_run, (until[1:] + until[:-1]) / 2) + (run.begin - 1.0)
+            half_given = np.searchsorted(in_run, (until[1:] + until[:-1]) / 2)
+            row = half_given.astype(np.float64) + (run.begin - 1)
         reached = (row >= run.begin) & (row < run.end + LAGS_ROWS[-1])
         return np.diff(until), reached, self._position_at(row)
 

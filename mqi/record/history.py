@@ -27,8 +27,19 @@ def append_history(results: Path, event: Mapping[str, Any]) -> None:
         {"at": datetime.now(UTC).isoformat()} | dict(event), ensure_ascii=False, allow_nan=False
     )
     content = f"{line}\n".encode(errors="backslashreplace")
-    results.mkdir(parents=True, exist_ok=True)
     path = results / HISTORY_NAME
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        _append(path, content)
+    except OSError as error:
+        raise ResourceError(
+            f"the history cannot be written ({error.strerror})",
+            path=path,
+            todo="Check the disk's free space and the folder's rights",
+        ) from error
+
+
+def _append(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -38,8 +49,6 @@ def append_history(results: Path, event: Mapping[str, Any]) -> None:
         if os.write(descriptor, content) != len(content):
             raise ResourceError("the disk did not take the whole line", path=path, todo="Free some space")
         os.fsync(descriptor)
-    except OSError as error:
-        raise ResourceError(f"the history cannot be written ({error.strerror})", path=path) from error
     finally:
         os.close(descriptor)
 

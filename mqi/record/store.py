@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError as ModelError
 
 from mqi.case import CaseManifest, CaseStatus, FileFact, JobStatus, settled_status
-from mqi.errors import ConfigurationError, ValidationError
+from mqi.errors import ConfigurationError, ResourceError, ValidationError
 from mqi.files import inside, sha256_of, write_atomically
 from mqi.record.history import append_history, read_history
 from mqi.record.values import SCHEMA_VERSION, TERMINAL, BeamRecord, CaseRecord
@@ -52,10 +52,23 @@ def write_record(folder: Path, record: CaseRecord) -> None:
     """Write ``case.json``; the last good one is kept beside it, and the history gets a line.
 
     The caller holds the fraction's lock (mqi.locks). A kill at any moment leaves the old record or the new
-    one. Raises ValidationError when the folder is another fraction's.
+    one. Raises ValidationError when the folder is another fraction's, ResourceError when the disk refuses.
     """
     if (folder.parent.name, folder.name) != (record.key, record.fraction_id):
         raise ValidationError("the record belongs into another folder", case=record.key, path=folder)
+    try:
+        _write(folder, record)
+    except OSError as error:
+        raise ResourceError(
+            f"the record cannot be written ({error.strerror})",
+            case=record.key,
+            path=folder,
+            todo="Check the disk's free space and the folder's rights",
+        ) from error
+    append_history(folder.parent.parent, {"event": HISTORY_EVENT} | _without_manifest(record))
+
+
+def _write(folder: Path, record: CaseRecord) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob("*.json*.part"):
         left_over.unlink(missing_ok=True)
@@ -71,7 +84,6 @@ def write_record(folder: Path, record: CaseRecord) -> None:
         if not manifest_path.exists() or manifest_path.read_bytes() != manifest:
             write_atomically(manifest_path, manifest)
     write_atomically(path, record.model_dump_json(indent=1).encode())
-    append_history(folder.parent.parent, {"event": HISTORY_EVENT} | _without_manifest(record))
 
 
 def read_record(folder: Path) -> CaseRecord | None:

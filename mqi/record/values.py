@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, Field, JsonValue
+from pydantic import AwareDatetime, BeforeValidator, Field, JsonValue, field_validator
 
 from mqi.case import CaseManifest, CaseStatus, DoseSource, FileFact, Frozen, JobStatus
 from mqi.errors import ValidationError
@@ -22,6 +23,13 @@ __all__ = [
 
 SCHEMA_VERSION: Final = 1
 
+
+def _utf8(text: object) -> object:
+    """Messages quote file names, and those may be no UTF-8: a record must be written all the same."""
+    return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
+
+
+_Message = Annotated[str, BeforeValidator(_utf8)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 TERMINAL: Final = frozenset({CaseStatus.COMPLETED, CaseStatus.PARTIAL, CaseStatus.FAILED})
@@ -64,7 +72,7 @@ class BeamRecord(Frozen):
     number: int
     name: str
     status: JobStatus
-    error: str | None = None
+    error: _Message | None = None
     doses: dict[DoseSource, DoseRecord] = Field(default_factory=dict)
 
 
@@ -84,11 +92,17 @@ class CaseRecord(Frozen):
     verdict: dict[str, JsonValue] | None = None
     beams: tuple[BeamRecord, ...] = ()
     reports: tuple[str, ...] = ()
-    message: str = ""  # what a person should know: why it failed, what it waits for
+    message: _Message = ""  # what a person should know: why it failed, what it waits for
     flow_run: str | None = None
     attempt: Annotated[int, Field(ge=1)] = 1
     created_at: AwareDatetime
     updated_at: AwareDatetime
+
+    @field_validator("verdict")
+    @classmethod
+    def _is_json(cls, verdict: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        json.dumps(verdict, allow_nan=False)  # NaN and infinity are no JSON: raises ValueError
+        return verdict
 
 
 def advance(old: CaseStatus | None, new: CaseStatus) -> CaseStatus:

@@ -163,11 +163,11 @@ def _beam_row(beam: BeamVerdict, criteria: QaCriteria) -> BeamRow:
     cells = (
         _gamma_cell(beam.gammas, SAME_ENGINE, criteria),
         _gamma_cell(beam.gammas, PLANNING_SYSTEM, criteria),
-        Cell(f"{account.mu_deviation_percent:+.2f} %", verdicts[MeasureKind.BEAM_MU]),
+        Cell(f"{account.mu_deviation_percent:+.2f}\u00a0%", verdicts[MeasureKind.BEAM_MU]),
         Cell(_say_layer_mu(account, criteria), verdicts[MeasureKind.LAYER_MU]),
         Cell(_say_position(account, criteria), verdicts[MeasureKind.POSITION]),
     )
-    return BeamRow(short(f"{beam.beam_number} {beam.beam_name}", 60), beam.verdict, cells)
+    return BeamRow(short(f"{beam.beam_number}\u00a0{beam.beam_name}", 60), beam.verdict, cells)
 
 
 def _gamma_cell(gammas: Sequence[GammaFinding], against: str, criteria: QaCriteria) -> Cell:
@@ -176,7 +176,7 @@ def _gamma_cell(gammas: Sequence[GammaFinding], against: str, criteria: QaCriter
         return Cell(WORDS["nothing"], Verdict.NOT_EVALUABLE if against == SAME_ENGINE else None)
     verdict = worst(verdict for verdict, _ in readings)
     return Cell(
-        number(next(gamma for kind, gamma in readings if kind is verdict).pass_rate_percent, "{:.1f} %"),
+        number(next(gamma for kind, gamma in readings if kind is verdict).pass_rate_percent, "{:.1f}\u00a0%"),
         verdict,
     )
 

@@ -41,7 +41,7 @@ WORDS: Final[Mapping[str, str]] = {
     "beam": "Beam",
     "all_beams": "All beams",
     "verdict": "Verdict",
-    "not_computed": "no dose was computed",
+    "not_computed": "no dose",
     "nothing": "–",
     # identity
     "case": "Case",
@@ -61,8 +61,8 @@ WORDS: Final[Mapping[str, str]] = {
     "beam_mu": "Beam MU",
     "layer_mu": "Worst layer MU",
     "position": "Spot position, worst layer",
-    "position_cell": "{axis} {mean:+.2f} mm, max {maximum:.2f} ({layer})",
-    "in_layer": "layer {number}",
+    "position_cell": "{axis}\u00a0{mean:+.2f}\u00a0mm, max\u00a0{maximum:.2f} ({layer})",
+    "in_layer": "layer\u00a0{number}",
     "summary_note": "γ: share of points with γ ≤ 1. Log vs plan: both doses through the same engine. "
     "TPS: the planning system's dose. "
     "MU and positions: delivered minus planned; position is the mean of the layer, and its furthest spot.",

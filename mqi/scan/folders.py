@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from mqi.intake.finding import plan_files_in
-from mqi.intake.rules import ROOM_FOLDER, IntakeRules, is_delivery, subfolders
+from mqi.intake.rules import ROOM_FOLDER, IntakeRules, delivery_kind, is_delivery, is_text, subfolders
 from mqi.scan.index import CASE, PASSAGE, PLAN_ONLY
 
 __all__ = ["RACY_S", "FolderChanges", "case_paths", "changed_folders"]
@@ -28,6 +28,7 @@ class FolderChanges:
 
     found: dict[str, tuple[int, str]] = field(default_factory=dict)  # mtime_ns, kind; new or changed
     gone: set[str] = field(default_factory=set)
+    unnameable: list[str] = field(default_factory=list)  # names that are not UTF-8, in ASCII
 
 
 def changed_folders(
@@ -85,21 +86,30 @@ class _Walk:
             self._became_delivery(path)
             return
         depth = path.count("/") + 1 if path else 0
-        has_delivery = False
+        has_delivery = unsure = False
         for child in subfolders(folder, self.rules):
             below = f"{path}/{child.name}" if path else child.name
+            if not is_text(child.name):
+                self.changes.unnameable.append(f"{below!a}")
+                unsure = True
+                continue
             if below in self.known and below not in self.changes.gone:
                 continue
-            if is_delivery(child, self.rules):
+            kind = delivery_kind(child, self.rules)
+            if kind is not None:
                 has_delivery = True
+                unsure = unsure or kind == "empty"
             elif depth < self.rules.max_depth:
                 self.enter(below)
-        racy = self.now - facts.st_mtime_ns / 1e9 < RACY_S
+        racy = unsure or self.now - facts.st_mtime_ns / 1e9 < RACY_S
         self.changes.found[path] = (0 if racy else facts.st_mtime_ns, self._kind(path, folder, has_delivery))
 
     def _became_delivery(self, path: str) -> None:
         """A folder that was empty got log files: it is part of the case above it."""
-        self.changes.gone.add(path)
+        inside = [one for one in (*self.known, *self.changes.found) if one.startswith(f"{path}/")]
+        self.changes.gone |= {path, *inside}
+        for one in inside:
+            self.changes.found.pop(one, None)
         above = path.rpartition("/")[0]
         self.changes.found.pop(above, None)
         self.enter(above)

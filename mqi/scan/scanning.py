@@ -14,7 +14,7 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from mqi.case import CaseStatus
-from mqi.errors import MQIError
+from mqi.errors import MQIError, ValidationError
 from mqi.intake import CaseLook, IntakeRules, looks, resolved_root, signature_of
 from mqi.intake.rules import marker_has_arrived, subfolders
 from mqi.record import TERMINAL
@@ -33,6 +33,7 @@ _TRUST_SHARE: Final = 60.0
 """A case that did not change for t is walked file by file only every t / 60, at most every ten minutes;
 between, the times of its folders tell that nothing arrived."""
 
+_RENAME: Final = "Rename the folder"
 _ROWS: Final = TypeAdapter(tuple[ScanRow, ...])
 _LOOKS: Final = TypeAdapter(tuple[CaseLook, ...])
 
@@ -86,6 +87,8 @@ class _Scan:
         self.index.set_folders((path, *facts) for path, facts in changes.found.items())
         kinds = {path: kind for path, (_, kind) in known.items() if path not in changes.gone}
         kinds |= {path: kind for path, (_, kind) in changes.found.items()}
+        for name in changes.unnameable:
+            self._refuse(name, self.inbox / name, ValidationError("is not UTF-8", path=name, todo=_RENAME))
         settled = self.index.settled()
         finished = 0
         for path in case_paths(kinds):
@@ -150,12 +153,11 @@ class _Scan:
         return self.now.timestamp() - known.since >= self.rules.settle_s
 
     def _refuse(self, path: str, folder: Path, error: MQIError) -> None:
-        shown = str(folder).encode(errors="backslashreplace").decode()
-        since = self.index.first_seen(path.encode(errors="backslashreplace").decode(), "", self.now)
+        since = self.index.first_seen(path, "", self.now)
         self.rows.append(
             ScanRow(
                 key=error.case,
-                folder=shown,
+                folder=str(folder),
                 status=CaseStatus.WAITING if error.retryable else REFUSED,
                 waiting_for=(str(error),),
                 since=since,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.requirement import program
 from tests.sshd import Sshd, running_sshd
 
 JOB_SH = str(files("mqi.hosts").joinpath("job.sh"))
@@ -396,13 +397,21 @@ def test_tail_gives_a_part_of_either_stream(root: Path) -> None:
     assert local("tail", root, "nobody", 0) == "0"
 
 
-def test_the_time_limit_ends_a_job_also_one_whose_supervisor_has_died(root: Path) -> None:
-    local("submit", root, "a", "-t", 1, "--", "sleep", "60", code=0)
-    local("submit", root, "b", "-t", 1, "--", "sleep", "60", code=0)
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_the_time_limit_ends_a_job_also_one_whose_supervisor_has_died(
+    root: Path, tmp_path: Path, shell: str
+) -> None:
+    """Also where sh is bash, as on Red Hat's systems."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sh").symlink_to(program(shell, package=shell))
+    env = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    local("submit", root, "a", "-t", 1, "--", "sleep", "60", code=0, env=env)
+    local("submit", root, "b", "-t", 1, "--", "sleep", "60", code=0, env=env)
     supervisor, _ = pids(root, "b")
     os.kill(supervisor, signal.SIGKILL)
-    assert "rc=143 why=timeout" in ended(root, "a", 5)
-    assert "LOST why=supervisor-died" in ended(root, "b", 5)
+    assert "rc=143 why=timeout" in ended(root, "a", 8)
+    assert "LOST why=supervisor-died" in ended(root, "b", 8)
 
 
 def test_the_payload_sees_no_secret_of_whoever_submits(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Case folders for the tests of intake, scan and command line: synthetic, written once, copied for each test."""
+"""Case folders for the tests of intake, scan and command line: synthetic, written once, copied each time."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def adopt(inbox: Path, case: SyntheticCase) -> CaseFolder:
     return CaseFolder(inbox, inbox / case.study.relative_to(case.folder.parent))
 
 
-@pytest.fixture(scope="session")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> SyntheticCase:
+@pytest.fixture(name="pristine", scope="session")
+def pristine_fixture(tmp_path_factory: pytest.TempPathFactory) -> SyntheticCase:
     """A whole case with CT and TPS doses: two beams of four or five layers."""
     return synthesize_case(tmp_path_factory.mktemp("pristine"), Recipe.small())
 
 
-@pytest.fixture
-def case(tmp_path: Path, pristine: SyntheticCase) -> CaseFolder:
+@pytest.fixture(name="case")
+def case_fixture(tmp_path: Path, pristine: SyntheticCase) -> CaseFolder:
     inbox = tmp_path / "inbox"
     shutil.copytree(pristine.folder.parent, inbox)
     return adopt(inbox, pristine)

@@ -257,11 +257,11 @@ def ptn_rows(layer: PlanLayer, log: Log, scan_mode: str = "LINE") -> list[tuple[
         begin, end = (round(total_ms * part / ROW_MS) for part in (run.begin, run.end))
         if run.on_clock and log.idle_rows + begin > len(rows):
             rows += [(*off, PLAN)] * (log.idle_rows + begin - len(rows))
-        for row in range(begin, end):
-            xy = path_mm(layer, scan_mode, np.array([(row - log.lag_rows) * ROW_MS]))[0] + log.shift_mm
-            seen = (round(xy[0] / 0.00726 + 24580), round(xy[1] / 0.0071411 + 32772))
-            xy_raw = PARKED if row - begin < log.parked_rows else seen
-            rows.append((*xy_raw, 640, 815, run.counts, run.counts, number, ON))
+        at = (np.arange(begin, end) - log.lag_rows) * ROW_MS
+        xy = path_mm(layer, scan_mode, at) + log.shift_mm
+        raw = np.rint(xy / (0.00726, 0.0071411) + (24580, 32772)).astype(int)
+        raw[: log.parked_rows] = PARKED
+        rows += [(x, y, 640, 815, run.counts, run.counts, number, ON) for x, y in raw.tolist()]
         rows += [(*off, ACTUAL)] * 2
         if run is not log.runs[-1]:
             rows += [(*off, IDLE)] * 98

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mqi.errors import ValidationError
 from mqi.log.calibration import builtin_calibration
@@ -426,6 +429,30 @@ def test_paintings_follow_each_other_and_add_up(tmp_path: Path) -> None:
     np.testing.assert_allclose(beam.spots.x_log_mm[1:-1], layer.positions_mm[1:-1, 0], atol=0.2)
     np.testing.assert_allclose(beam.spots.mu_log[2:-1], beam.spots.mu_log[2], rtol=0.02)
     assert beam.spots.mu_log.sum() == pytest.approx(2 * 4000 * rows_of(layer, Log()) * MU_PER_COUNT)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["ptn", "mgn"]), st.integers(0, 10**6), st.binary(min_size=1, max_size=64), st.booleans()
+)
+def test_any_damage_gives_a_beam_whose_sums_agree_or_an_error(
+    kind: str, at: int, content: bytes, replaces: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        case = case_of(Path(folder), line_layer()).deliver({1: Log()})
+        path = {"ptn": ptn_of, "mgn": mgn_of}[kind](case)
+        whole = path.read_bytes()
+        at %= len(whole)
+        path.write_bytes(whole[:at] + content + whole[at + len(content) * replaces :])
+        try:
+            beam = interpreted(case)
+        except ValidationError as error:
+            assert error.path == path
+        else:
+            counts = int(beam.layers[0].counts.sum())
+            assert beam.account.delivered_mu == pytest.approx(counts * MU_PER_COUNT)
+            assert beam.spots.mu_log.sum() == pytest.approx(beam.account.delivered_mu)
+            assert np.isfinite(beam.spots.x_log_mm).all()
 
 
 # ---------------------------------------------------------------------------------- plan as rows

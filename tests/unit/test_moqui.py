@@ -160,6 +160,11 @@ def test_rows_without_counts_are_left_out_and_reported_so(write):
         ("01_100.00MeV.csv", b"0,0,0,-1\n"),
         ("01_100.00MeV.csv", b"0,0,nan,1\n"),
         ("01_100.00MeV.csv", b"0,,0,1\n"),
+        ("01_100.00MeV.csv", b"0,0,0,1,0,0,0,1\n0,0,0,1\n"),
+        ("01_100.00MeV.csv", b"0,0\n0,1\n"),
+        ("01_100.00MeV.csv", b"0,0,0,1\n\n0,0,0,1\n"),
+        ("01_100.00MeV.csv", b'0,0,0,"1"\n'),
+        ("01_100.00MeV.csv", b"0;0,0,0,1\n"),
         ("01_100.00MeV.csv", "0,0,0,１\n".encode()),
     ],
 )
@@ -304,6 +309,15 @@ def test_the_setup_field_and_a_strange_beam_are_refused(write):
             write(beam=beam)
 
 
+def test_a_folder_that_cannot_be_written_is_tried_again_later(write, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        write("file/input")
+    with pytest.raises(ResourceError, match="No such file"):
+        write(plan=a_plan(tmp_path / "gone.dcm"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("mu_per_count", [0.0, -1.0, np.nan, np.inf])
 def test_an_impossible_calibration_is_refused(write, mu_per_count):
     with pytest.raises(ConfigurationError, match="MU per count"):
@@ -349,6 +363,12 @@ def test_without_a_ct_auto_is_water_and_ct_is_refused(write):
     write(settings=EngineSettings())
     with pytest.raises(ConfigurationError, match="no CT"):
         write(settings=EngineSettings(medium="ct"))
+
+
+def test_a_plan_with_the_name_of_a_ct_slice_is_refused(write, ct_files, tmp_path):
+    plan = a_plan(write_plan(tmp_path / "case/CT_0001.dcm"))
+    with pytest.raises(ValidationError, match="name of a CT slice"):
+        write(plan=plan, ct_files=ct_files, settings=EngineSettings())
 
 
 def test_the_two_centimetre_mode_gives_one_slice_under_its_own_number(write, ct_files):
@@ -644,8 +664,9 @@ def test_an_output_outside_the_job_is_not_followed(job):
 
 # As MOQUI writes it: no "=" in the lines of TransformMatrix and Offset.
 MOQUI_HEADER = (
-    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = False\n"
-    "TransformMatrix 1 0 0 0 1 0 0 0 1\nOffset -1 -2 -3\nCenterOfRotation 0 0 0\nAnatomicalOrientation = RAI\n"
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
+    "CompressedData = False\nTransformMatrix 1 0 0 0 1 0 0 0 1\nOffset -1 -2 -3\n"
+    "CenterOfRotation 0 0 0\nAnatomicalOrientation = RAI\n"
     "DimSize = 20 20 30\nElementType = MET_DOUBLE\nElementSpacing = 4 4 4\nElementDataFile = {data}\n"
 )
 

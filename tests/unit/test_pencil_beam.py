@@ -341,7 +341,7 @@ def test_the_two_centimetre_slice_is_the_phantoms_dose_at_its_depth():
     deep = dose_of(layers, water_box(whole.box), beam, score=whole.score).values
     flat = dose_of(layers, water_box(slice_.box), beam, score=slice_.score).values[0]
     middle = flat[160:240, 160:240].reshape(40, 2, 40, 2).mean(axis=(1, 3))
-    # Slices 89 and 90 of the phantom meet at z = 0, the isocentre; the two of them are the one of 2 mm's ends.
+    # Slices 89 and 90 of the phantom meet in the middle of the one slice, at z = 0.
     expected = (deep[89] + deep[90]) / 2
     assert np.allclose(middle, expected, rtol=0.03, atol=0.01 * expected.max())
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileDataset
 
-from mqi.errors import ValidationError
+from mqi.errors import ResourceError, ValidationError
 from mqi.plan import IonPlan, PlanLayer, machine_room, read_plan
 from tests.unit.handmade import (
     PATIENT,
@@ -157,6 +157,19 @@ def test_a_rounded_beam_meterset_does_not_rescale_the_layers(tmp_path: Path, tex
     assert sum(layer.total_mu for layer in beam.layers) == pytest.approx(total)
 
 
+def test_a_failing_disk_is_tried_again(tmp_path: Path) -> None:
+    loop = tmp_path / "RP.dcm"
+    loop.symlink_to(loop)
+    with pytest.raises(ResourceError, match="cannot be read now"):
+        read_plan(loop)
+
+
+def test_a_reference_without_a_meterset_leaves_the_weights_as_they_are(tmp_path: Path) -> None:
+    ds = dataset()
+    del ds.FractionGroupSequence[0].ReferencedBeamSequence[0].BeamMeterset
+    assert read(tmp_path, ds).treatment_beams[0].meterset_mu == pytest.approx(FINAL)
+
+
 def test_without_a_fraction_group_the_weights_are_the_meterset(tmp_path: Path) -> None:
     ds = dataset()
     del ds.FractionGroupSequence
@@ -277,6 +290,11 @@ def _other_count(ds: FileDataset) -> None:
         (_point(0, "TableTopPitchAngle", 2.0), "TableTopPitchAngle 2 is not supported"),
         (_drop(0, "GantryAngle"), "GantryAngle is missing"),
         (_drop(0, "SnoutPosition"), "SnoutPosition is missing"),
+        (_point(0, "SnoutPosition", float("nan")), "SnoutPosition is no number"),
+        (
+            lambda ds: [setattr(point_of(ds, 0)[tag], "value", b"") for tag in (0x300B1094, 0x300B1096)],
+            "no spots",
+        ),
         (_drop(0, "IsocenterPosition"), "IsocenterPosition is not a position"),
         (_drop(0, "NominalBeamEnergy"), "layer 1 has no energy"),
         (_point(1, "NominalBeamEnergy", 119.0), "control points of layer 1 differ in energy"),
@@ -369,6 +387,7 @@ _WHOLE = {}
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@example(136, b"", 1)
 @given(st.integers(132, 5000), st.binary(max_size=12), st.integers(0, 12))
 def test_any_damage_gives_a_plan_or_an_error(at: int, content: bytes, cut: int) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
