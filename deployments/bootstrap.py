@@ -197,7 +197,16 @@ def _make(environment: Environment) -> None:
 def _install(environment: Environment, lock: str, say: Say) -> None:
     """Install a lock file with pip, hashes checked, saying now and then that it goes on."""
     log = environment.folder / LOG
-    pip = [str(environment.python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    # The lock names every package: nothing is to be resolved, and no version of pip does it differently.
+    pip = [
+        str(environment.python),
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
     started = time.monotonic()
     with log.open("w") as out:
         process = subprocess.Popen(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect import flow, unmapped
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from blocks import load_site
 from tasks import (

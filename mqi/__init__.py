@@ -1,3 +1,3 @@
-"""What the project knows of plans, logs, hosts, engines and doses. Plain Python: nothing here imports Prefect."""
+"""What the project knows of plans, logs, hosts, engines and doses: plain Python, no Prefect."""
 
 __version__ = "0.1.0"

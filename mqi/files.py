@@ -63,6 +63,8 @@ def inside(folder: Path, relative: str) -> Path:
     path = folder / pure
     if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(folder.resolve()):
         raise ValidationError(
-            "the name leads out of its folder", path=relative, todo="Remove the link or the name; nothing was read"
+            "the name leads out of its folder",
+            path=relative,
+            todo="Remove the link or the name; nothing was read",
         )
     return path

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from prefect import runtime
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from mqi.case import CaseManifest, CaseStatus, DoseSource, JobStatus, Verdict, settled_status
 from mqi.engines.settings import EngineSettings
@@ -107,9 +108,9 @@ def end_case(
             if dose.unit.beam_number == beam.number
         }
         error = outcomes.failed.get(beam.number)
-        status = JobStatus.FAILED if error else JobStatus.COMPLETED
+        ended = JobStatus.FAILED if error else JobStatus.COMPLETED
         record = with_beam(
-            record, BeamRecord(number=beam.number, name=beam.name, status=status, error=error, doses=doses)
+            record, BeamRecord(number=beam.number, name=beam.name, status=ended, error=error, doses=doses)
         )
     status = settled_status(beam.status is JobStatus.COMPLETED for beam in record.beams)
     message = _message(outcomes.failed, verdict)

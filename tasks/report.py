@@ -61,9 +61,8 @@ def report_case(
     pairs = doses_by_beam(doses)
     if len(pairs) == len(manifest.beams):
         for source in DoseSource:
-            _write_sum(
-                folder, plan, manifest, source, [pair[source is DoseSource.PLAN] for pair in pairs.values()]
-            )
+            of_source = tuple(pair[source is DoseSource.PLAN] for pair in pairs.values())
+            _write_sum(folder, plan, manifest, source, of_source)
     by_number = {beam.beam_number: beam for beam in verdict.beams}
     pages = tuple(
         _page(manifest, folder, plan.beam(number), plan, pair, by_number[number], verdict)

@@ -25,7 +25,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
@@ -112,7 +112,7 @@ def recover_runs() -> list[str]:
                 told.append(f"{run.name}: its worker vanished; marked as crashed")
         for run in _runs_in(client, CASE_FLOW, StateType.CRASHED):
             if run.deployment_id and run.run_count < MAX_RUNS:
-                again = AwaitingRetry(
+                again: State[None] = AwaitingRetry(
                     message=f"Crashed; run again by itself ({run.run_count} of {MAX_RUNS} starts used)."
                 )
                 client.set_flow_run_state(run.id, again, force=True)

@@ -51,7 +51,10 @@ class GammaCriteria(Frozen):
         description="Steps of the search per distance to agreement; fewer make gamma too large",
     )
     maximum: float = Field(
-        2.0, ge=1, le=10, description="Largest gamma that is searched for; what is larger is shown as this"
+        default=2.0,
+        ge=1,
+        le=10,
+        description="Largest gamma that is searched for; what is larger is shown as this",
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -25,6 +26,7 @@ from mqi.retry import RetryPolicy
 __all__ = [
     "NAME_PATTERN",
     "Attempt",
+    "Completed",
     "Host",
     "HostProbe",
     "HostSettings",
@@ -189,6 +191,15 @@ class Slot(Frozen):
     pids: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Completed:
+    """A command that has ended on a host."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
 class HostProbe(Frozen):
     """How a host was at a moment. ``problem`` says in words what keeps jobs from running there."""
 
@@ -211,6 +222,10 @@ class Host(Protocol):
 
     def probe(self) -> HostProbe:
         """Look at the host now: disk, GPUs. Never raises for a host in trouble: ``problem`` says it."""
+        ...
+
+    def run(self, argv: Sequence[str]) -> Completed:
+        """Run a short command to its end, e.g. to ask an engine for its version."""
         ...
 
     def put(self, local_folder: Path, unit: str) -> str:

@@ -13,13 +13,12 @@ import secrets
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal, Protocol
 
 from mqi.case import JobStatus
 from mqi.errors import ConfigurationError, HostConnectionError, MQIError, ResourceError, TransferError
-from mqi.hosts.base import Attempt, JobRequest, JobState, Slot
+from mqi.hosts.base import Attempt, Completed, JobRequest, JobState, Slot
 
 __all__ = ["Completed", "Jobs", "Shell", "choose_attempt", "parse_state"]
 
@@ -46,15 +45,6 @@ chmod 700 "$root" && mkdir -p "$root/jobs" "$root/bin" "$root/input" "$root/slot
 [ -f "$root/bin/$name" ] && exit 0
 cat >"$root/bin/.$name.$$" && mv -f "$root/bin/.$name.$$" "$root/bin/$name" || exit 73
 """
-
-
-@dataclass(frozen=True)
-class Completed:
-    """A command that has ended on a host."""
-
-    exit_code: int
-    stdout: bytes
-    stderr: bytes
 
 
 class Shell(Protocol):

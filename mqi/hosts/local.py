@@ -92,7 +92,8 @@ class LocalHost:
     def __init__(self, settings: HostSettings, shell: LocalShell | None = None) -> None:
         self.settings = settings
         self._root = Path(settings.workspace)
-        self._jobs = Jobs(shell or LocalShell(), settings.workspace, settings.name)
+        self._shell = shell or LocalShell()
+        self._jobs = Jobs(self._shell, settings.workspace, settings.name)
         self._known_slots: tuple[float, tuple[Slot, ...]] | None = None
 
     def probe(self) -> HostProbe:
@@ -118,6 +119,10 @@ class LocalHost:
             slots=slots,
             problem="; ".join([*problems, *([trouble] if trouble else [])]),
         )
+
+    def run(self, argv: Sequence[str]) -> Completed:
+        """See `Host.run`."""
+        return self._shell.run(argv)
 
     def put(self, local_folder: Path, unit: str) -> str:
         """See `Host.put`."""

@@ -23,7 +23,7 @@ from mqi.scan.fractions import CaseState, state_of
 from mqi.scan.index import Known, ScanIndex
 from mqi.scan.values import REFUSED, Ready, ScanResult, ScanRow
 
-__all__ = ["WORKLIST_DAYS", "scan"]
+__all__ = ["WORKLIST_DAYS", "rules_digest", "scan"]
 
 WORKLIST_DAYS: Final = 14
 """A case that completed stays in the worklist for this long. One that failed stays until it is run again."""
@@ -66,6 +66,11 @@ def scan(root: Path, results: Path, rules: IntakeRules, index: ScanIndex, now: d
             return _Scan(inbox, results.resolve(), rules, index, now).run()
 
 
+def rules_digest(inbox: Path, results: Path, rules: IntakeRules) -> str:
+    """What the remembered looks depend on, beside the files."""
+    return hashlib.sha256(f"{inbox!a}\0{results!a}\0{rules.model_dump_json()}".encode()).hexdigest()
+
+
 class _Scan:
     def __init__(
         self, inbox: Path, results: Path, rules: IntakeRules, index: ScanIndex, now: datetime
@@ -79,8 +84,7 @@ class _Scan:
         self.ready: list[Ready] = []
 
     def run(self) -> ScanResult:
-        digest = hashlib.sha256(f"{self.inbox}\0{self.results}\0{self.rules.model_dump_json()}".encode())
-        self.index.forget_other_rules(digest.hexdigest())
+        self.index.forget_other_rules(rules_digest(self.inbox, self.results, self.rules))
         known = self.index.folders()
         changes = changed_folders(self.inbox, self.rules, known, self.now.timestamp())
         self.index.drop_folders(changes.gone)

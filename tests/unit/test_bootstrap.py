@@ -1,4 +1,4 @@
-"""The Python environment: made once, kept true to the lock, never half made, never somebody else's files lost."""
+"""The environment: made once, kept true to the lock, never half made, nobody's files lost."""
 
 import ast
 import base64

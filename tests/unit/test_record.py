@@ -469,7 +469,8 @@ def test_a_holder_that_died_while_signing_is_unknown_and_still_a_holder(folder: 
 def test_the_lock_of_a_killed_process_is_free(folder: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom mqi.record import case_lock\n"
-        "with case_lock(Path(sys.argv[1]), flow_run='doomed'):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "with case_lock(Path(sys.argv[1]), flow_run='doomed'):\n"
+        "    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
     assert holder.stdout is not None
