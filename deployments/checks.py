@@ -12,17 +12,17 @@ from deployments.environment import REPOSITORY
 __all__ = ["COVERAGE_PERCENT", "run"]
 
 COVERAGE_PERCENT = 95
-TYPED = ("mqi", "deployments")
+TYPED = ("mqi", "deployments", "blocks", "tasks", "flows")
 
 
 def commands(pytest_arguments: list[str]) -> list[tuple[str, list[str]]]:
     """What is run, by name. With arguments for pytest a part is tested: then coverage decides nothing."""
-    covered = [] if pytest_arguments else ["--cov=mqi", f"--cov-fail-under={COVERAGE_PERCENT}"]
+    whole = ["--cov=mqi", f"--cov-fail-under={COVERAGE_PERCENT}", "--numprocesses=auto", "--dist=loadfile"]
     return [
         ("ruff (lint)", ["ruff", "check", "."]),
         ("ruff (format)", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy", "--strict", *TYPED]),
-        ("pytest", ["pytest", *covered, *pytest_arguments]),
+        ("pytest", ["pytest", *(pytest_arguments or whole)]),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,8 @@ processing:
 def run(home: Home, *, port: int | None, leave: bool, spoil: str | None, say: Say) -> int:
     """Run the demonstration. Returns 0 only if the case completed."""
     if spoil is not None and spoil.partition("=")[0] not in SPOILS:
+        if spoil != "list":
+            say(f"There is no fault {spoil!r}. These are:")
         for name, one in sorted(SPOILS.items()):
             say(f"  {name:24} {one.description} [{one.expect}]")
         return 0 if spoil == "list" else 2
@@ -47,6 +50,8 @@ def run(home: Home, *, port: int | None, leave: bool, spoil: str | None, say: Sa
     before = _record(home, key)
     if before is not None and before.status is CaseStatus.COMPLETED:
         say(f"Case {key} is done since {before.updated_at.astimezone():%Y-%m-%d %H:%M}: nothing to compute.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a closed terminal ends it as Ctrl-C does
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
     running = service.bring_up(home, port, say, site_text=SITE)
     say(f"Prefect UI: {ui_url(running.port)}")
     try:

@@ -127,19 +127,22 @@ def _hosts(site: SiteSettings) -> Iterator[Finding]:
 
 def _engine(site: SiteSettings) -> Finding:
     """Ask the engine for its version, or at least see that it can be started."""
-    from tasks.interpret import engine_version
-
-    name = site.engine.engine
+    name, ask = site.engine.engine, site.engine.version_command
     if site.engine.command and shutil.which(site.engine.command[0]) is None:
         return Finding(
             "engine", f"{site.engine.command[0]} cannot be run", "Correct engine.command in site.yaml"
         )
+    if not ask:
+        return Finding("engine", "analytic, embedded (no clinical engine)" if name == "analytic" else name)
     try:
-        version = engine_version(site.host_settings(), site.engine)
+        told = connect(site.host_settings()).run(ask)
     except (MQIError, OSError) as error:
         return Finding("engine", f"{name}: {error}", "Correct engine.version_command in site.yaml")
-    said = f"{name}, version {version}"
-    return Finding("engine", f"{said} (no clinical engine)" if name == "analytic" else said)
+    lines = (told.stdout or told.stderr).decode("utf-8", "replace").split("\n")
+    if told.exit_code:
+        said = f"{ask[0]} ended with status {told.exit_code}: {lines[0][:100]}"
+        return Finding("engine", said, "Correct engine.version_command in site.yaml, or the installation")
+    return Finding("engine", f"{name}, version {lines[0][:100]}")
 
 
 def _processes(home: Home) -> Iterator[Finding]:

@@ -9,7 +9,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HEARTBEAT_S", "POOL", "REPOSITORY", "Home", "api_url", "environment", "resolve_home", "ui_url"]
+__all__ = [
+    "HEARTBEAT_S",
+    "LOOPBACK",
+    "POOL",
+    "REPOSITORY",
+    "Home",
+    "api_url",
+    "environment",
+    "resolve_home",
+    "ui_url",
+]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POOL = "mqi"
@@ -132,6 +142,9 @@ def environment(home: Home, port: int) -> dict[str, str]:
         "PREFECT_SERVER_TASKS_TAG_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
         # The automation that crashes dead runs needs heartbeats (default 180 s; it would crash sound runs).
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        # A run waits for a server that restarts: 2, 4, 8, ... s between its questions. Default 5, a minute in
+        # all: an update of the server would cost every run at work.
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
         # Default 10 s: as long waits every new case.
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         # Default 10 s: a scan that is claimed so early meets the one before it, and is cancelled.

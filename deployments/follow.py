@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -70,11 +71,17 @@ class Follower:
         except httpx.HTTPError:  # a busy server; the next look says more
             return False
 
+    def _holds(self, case: object) -> bool:
+        """Whether a case lies in the patient's folder: one that is refused is known by its folder only."""
+        return isinstance(case, str) and Path(case).is_relative_to(self.folder)
+
     def _tell(self, text: str) -> None:
         self.say(f"{time.monotonic() - self.began:6.0f} s  {text}")
 
     def _look_at_worklist(self, client: SyncPrefectClient) -> None:
-        mine = [row for row in worklist(client) if row.get("case") in (self.key, self.folder)]
+        mine = [
+            row for row in worklist(client) if row.get("case") == self.key or self._holds(row.get("case"))
+        ]
         if not mine:
             return
         row = mine[0]
@@ -91,7 +98,7 @@ class Follower:
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=20,
         )
-        mine = [run for run in runs if self.key in run.tags or self.folder == run.parameters.get("case")]
+        mine = [run for run in runs if self.key in run.tags or self._holds(run.parameters.get("case"))]
         return mine[0] if mine else None
 
     def _look_at_run(self, client: SyncPrefectClient, run: FlowRun) -> bool:

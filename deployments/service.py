@@ -69,36 +69,47 @@ def bring_up(home: Home, port: int | None, say: Say, site_text: str | None = Non
         site = load_site_file(home)
         site.make_folders()
         started: list[str] = []
-        server = processes.read(home, "server")
-        if server is not None and processes.alive(server):
-            if port not in (None, server.port):
-                raise ConfigurationError(
-                    f"the server runs already, on port {server.port}",
-                    path=home.folder,
-                    todo="Leave --port out, or run `python3 -m deployments down` first",
-                )
-            say(f"The server runs already: {ui_url(server.port)}")
-            _await_health(home, server)
-        else:
-            server = _start_server(home, port, say)
-            started.append("server")
-        variables = connect(home, server.port)
-        from deployments.apply import apply
-        from tasks.runs import recover_runs
+        try:
+            port = _bring_up(home, site, port, started, say)
+        except BaseException:  # nothing half started stays behind, also after Ctrl-C
+            for name in reversed(started):
+                processes.stop(home, name, SERVER_STOP_S)
+            raise
+        return Service(home, site, port, tuple(started))
 
-        apply(site, variables, say)
-        worker = processes.read(home, "worker")
-        if processes.alive(worker) and worker is not None and worker.port != server.port:
-            processes.stop(home, "worker", WORKER_STOP_S)  # it asks a port where no server is any more
-            worker = None
-        if processes.alive(worker):
-            say("The worker runs already.")
-        else:
-            for sentence in recover_runs():
-                say(f"  {sentence}")
-            _start_worker(home, server.port, variables, say)
-            started.append("worker")
-        return Service(home, site, server.port, tuple(started))
+
+def _bring_up(home: Home, site: SiteSettings, port: int | None, started: list[str], say: Say) -> int:
+    """Start what does not run, noting its name first; return the server's port."""
+    server = processes.read(home, "server")
+    if server is not None and processes.alive(server):
+        if port not in (None, server.port):
+            raise ConfigurationError(
+                f"the server runs already, on port {server.port}",
+                path=home.folder,
+                todo="Leave --port out, or run `python3 -m deployments down` first",
+            )
+        say(f"The server runs already: {ui_url(server.port)}")
+        _await_health(home, server)
+    else:
+        started.append("server")
+        server = _start_server(home, port, say)
+    variables = connect(home, server.port)
+    from deployments.apply import apply
+    from tasks.runs import recover_runs
+
+    apply(site, variables, say)
+    worker = processes.read(home, "worker")
+    if processes.alive(worker) and worker is not None and worker.port != server.port:
+        processes.stop(home, "worker", WORKER_STOP_S)  # it asks a port where no server is any more
+        worker = None
+    if processes.alive(worker):
+        say("The worker runs already.")
+    else:
+        for sentence in recover_runs():
+            say(f"  {sentence}")
+        started.append("worker")
+        _start_worker(home, server.port, variables, say)
+    return server.port
 
 
 def _start_server(home: Home, asked: int | None, say: Say) -> processes.Record:

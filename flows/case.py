@@ -57,6 +57,7 @@ def process_case(
         with case_in_hand(site.results, manifest) as folder:
             done = begin_case(folder, manifest, recalculate=recalculate)
             if done is not None:
+                clean_up_host(str(folder), site.host)  # the run that finished it may have died before this
                 return done
             units = units_of(manifest, folder, recalculate=recalculate)
             calibration = site.calibration(manifest.machine)
@@ -74,5 +75,5 @@ def process_case(
             report = report_case(manifest, str(folder), outcomes.doses, verdict, site.engine, calibration)
             ended = end_case(folder, outcomes, verdict, report, site.engine, calibration)
             if not outcomes.failed:
-                clean_up_host(str(folder), outcomes.doses, site.host)
+                clean_up_host(str(folder), site.host)
             return ended

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
 from prefect import flow
-from prefect.logging import get_run_logger
 
 from blocks import load_site
-from mqi.errors import ResourceError
-from mqi.hosts import connect
-from tasks import alive
+from tasks import alive, forget_old_results, remove_old_failures
 
 __all__ = ["clean_up"]
 
 DAY_S = 86_400.0
+RESULT_DAYS = 90
+"""As long as the server keeps runs: after that nobody can press Retry on them."""
 
 
-@flow(name="clean-up", persist_result=False)
+@flow(name="clean-up", flow_run_name="clean up", persist_result=False)
 def clean_up(host: str = "local") -> None:
-    """Remove jobs that failed days ago from the host, with their inputs.
+    """Remove jobs that failed days ago from the host, and what old runs' steps handed on.
 
     What succeeded was removed when its case ended. How long failures are kept for a person to look at is
-    ``keep_failed_days`` of the host's block.
+    ``keep_failed_days`` of the host's block. Results and records are never removed.
 
     Args:
         host: Name of the compute host's block.
     """
     with alive():
         site = load_site(host)
-        there = connect(site.host)
-        before = time.time() - site.host.keep_failed_days * DAY_S
-        for job in there.list():
-            if job.ended and job.ended_at is not None and job.ended_at < before:
-                there.remove(job.name)
-                with suppress(ResourceError):  # another attempt still uses it
-                    there.remove(job.name.rpartition(".a")[0])
-                get_run_logger().info("Removed job %s (%s)", job.name, job.reason)
+        remove_old_failures(site.host, time.time() - site.host.keep_failed_days * DAY_S)
+        forget_old_results(time.time() - RESULT_DAYS * DAY_S)

@@ -18,7 +18,7 @@ from tasks.worklist import publish_worklist
 __all__ = ["scan_cases"]
 
 
-@flow(name="scan-cases", persist_result=False)
+@flow(name="scan-cases", flow_run_name="scan", persist_result=False)
 def scan_cases(look_every_s: float = 60.0, period_s: float = 60.0, host: str = "local") -> None:
     """Look at the inboxes, start what is whole, and publish the worklist.
 

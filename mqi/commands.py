@@ -124,7 +124,8 @@ def interpret_command(arguments: argparse.Namespace) -> Answer:
         accounts.append(account.model_dump(mode="json"))
         lines.append(
             f"  beam {beam.number} ({beam.name}): {len(account.layers)} layers, "
-            f"planned {account.planned_mu:.3f} MU, delivered {account.delivered_mu:.3f} MU ({account.mu_deviation_percent:+.2f} %)"
+            f"planned {account.planned_mu:.3f} MU, "
+            f"delivered {account.delivered_mu:.3f} MU ({account.mu_deviation_percent:+.2f} %)"
         )
     lines += [f"  note: {warning}" for warning in manifest.warnings]
     return Answer(OK, lines, {"manifest": manifest.model_dump(mode="json"), "accounts": accounts})

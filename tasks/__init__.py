@@ -11,7 +11,7 @@ from tasks.report import report_case
 from tasks.retrying import retrying
 from tasks.runs import alive, name_run
 from tasks.stopping import stoppable
-from tasks.tidy import clean_up_host
+from tasks.tidy import clean_up_host, forget_old_results, remove_old_failures
 from tasks.transfer import download_beam, upload_beam
 
 __all__ = [
@@ -25,9 +25,11 @@ __all__ = [
     "download_beam",
     "end_case",
     "engine_version",
+    "forget_old_results",
     "inspect_case",
     "interpret_beam",
     "name_run",
+    "remove_old_failures",
     "report_case",
     "retrying",
     "settle",

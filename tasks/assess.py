@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 
 from mqi.case import CaseManifest, DoseSource, FileFact
 from mqi.dose.gamma import GammaResult, gamma
-from mqi.dose.grid import DoseGrid, resample, total
+from mqi.dose.grid import DoseGrid, on_one_grid, resample, total
 from mqi.dose.rtdose import read_rtdose
 from mqi.files import atomic_path, inside
 from mqi.qa import (
@@ -48,7 +48,8 @@ def assess_case(
     """Judge every beam that has its doses, and the case.
 
     Reference is the plan, evaluated is the log: through the same engine, and against the planning system's
-    dose where it came along. The sum of the beams is compared only when no beam is missing from it.
+    dose where it came along. The sum of the beams is compared only when no beam is missing from it and all
+    of them were computed in the same CT.
     """
     beams: list[BeamVerdict] = []
     of_beam = doses_by_beam(doses)
@@ -66,7 +67,7 @@ def assess_case(
         beams.append(judge_beam(account, findings, criteria))
         get_run_logger().info("Beam %d: %s %s", number, beams[-1].verdict, "; ".join(beams[-1].reasons))
     plan_findings: list[GammaFinding] = []
-    if not failed and len(of_beam) > 1:
+    if not failed and len(of_beam) > 1 and on_one_grid(sums[DoseSource.LOG]):
         delivered, planned = total(sums[DoseSource.LOG]), total(sums[DoseSource.PLAN])
         result = gamma(planned, delivered, criteria.gamma)
         plan_findings = [gamma_finding(SAME_ENGINE, result, float(delivered.values.max()))]

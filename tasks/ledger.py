@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import runtime
-from prefect.logging import get_run_logger
 from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from mqi.case import CaseManifest, CaseStatus, DoseSource, JobStatus, Verdict, settled_status
@@ -29,9 +30,13 @@ from mqi.record import (
     with_beam,
     write_record,
 )
+from mqi.report.words import VERDICT_WORDS
+from tasks.runs import OUTCOME, being_cancelled, tag_outcome
 from tasks.values import BeamDose, Outcomes, Report, Unit
 
 __all__ = ["begin_case", "case_in_hand", "end_case", "units_of"]
+
+CANCELLED = "Cancelled by a person; nothing more is computed. Press Retry of its run to go on"
 
 
 @contextmanager
@@ -41,11 +46,47 @@ def case_in_hand(results: str, manifest: CaseManifest) -> Iterator[Path]:
     run_id = str(runtime.flow_run.id)
     with try_case_lock(folder, run_id) as holder:
         if holder.acquired:
-            yield folder
+            _discard_parts(folder)
+            with _last_word(folder):
+                yield folder
             return
     get_run_logger().info("Another run works on this fraction; waiting for %s", holder)
-    with case_lock(folder, run_id):
+    with case_lock(folder, run_id), _last_word(folder):
+        _discard_parts(folder)
         yield folder
+
+
+@contextmanager
+def _last_word(folder: Path) -> Iterator[None]:
+    """Let the record say why a run ended before its end: an error outside the beams' steps, or a Cancel.
+
+    A run whose process is only told to stop (the worker stops, the machine shuts down) goes on later: its
+    record stays as it is.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception):
+            _write_failure(folder, str(error) or type(error).__name__)
+        elif being_cancelled():
+            _write_failure(folder, CANCELLED)
+        raise
+
+
+def _write_failure(folder: Path, message: str) -> None:
+    record = read_record(folder)
+    if record and record.status is CaseStatus.PROCESSING and record.flow_run == str(runtime.flow_run.id):
+        ended = {"status": advance(record.status, CaseStatus.FAILED), "message": message}
+        write_record(folder, record.model_copy(update={**ended, "updated_at": datetime.now(UTC)}))
+
+
+def _discard_parts(folder: Path) -> None:
+    """Remove what a killed run was writing; nobody else writes, since the fraction is in our hand."""
+    for part in list(folder.rglob("*.part")):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def begin_case(folder: Path, manifest: CaseManifest, *, recalculate: bool) -> State[None] | None:
@@ -56,9 +97,9 @@ def begin_case(folder: Path, manifest: CaseManifest, *, recalculate: bool) -> St
     before = read_record(folder)
     if before and before.status is CaseStatus.COMPLETED and before.manifest == manifest and not recalculate:
         verdict = QaVerdict.model_validate(before.verdict).verdict
-        return Completed(
-            name=_state_name(verdict),
-            message=f"Done before, on {before.updated_at:%Y-%m-%d %H:%M} UTC; nothing was computed. "
+        return _completed(
+            verdict,
+            f"Done before, on {before.updated_at:%Y-%m-%d %H:%M} UTC; nothing was computed. "
             "Run it with recalculate to compute it again.",
         )
     now = datetime.now(UTC)
@@ -127,12 +168,15 @@ def end_case(
         ),
     )
     if status is CaseStatus.COMPLETED:
-        return Completed(name=_state_name(verdict.verdict), message=message)
+        return _completed(verdict.verdict, message)
     return Failed(name=status.value.capitalize(), message=message)
 
 
-def _state_name(verdict: Verdict) -> str:
-    return f"QA {verdict.value}"
+def _completed(verdict: Verdict, message: str) -> State[None]:
+    """The state of a run with a verdict. Its colour is Prefect's green: the words must say what is wrong."""
+    words = VERDICT_WORDS[verdict]
+    tag_outcome(words)
+    return Completed(name=f"{OUTCOME}{words}", message=message)
 
 
 def _message(failed: Mapping[int, str], verdict: QaVerdict) -> str:

@@ -10,7 +10,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from mqi.engines.moqui import progress_of
-from tasks.values import Unit
+from tasks.values import Unit, artifact_key
 
 __all__ = ["BeamProgress"]
 
@@ -27,16 +27,14 @@ class BeamProgress:
         self._said = ""
         self._updated = 0.0
         self._log = get_run_logger()
-        key = f"{unit.manifest.key}-{unit.slug}".lower().replace("_", "-")
+        key = artifact_key(unit.manifest.key, unit.manifest.fraction_number, unit.slug)
         created = create_progress_artifact(0.0, key=key, description=f"{self._label}: preparing")
         assert isinstance(created, UUID)  # typed as UUID | Coroutine
         self._artifact = created
 
     def says(self, what: str) -> None:
         """Say, in the log and under the bar, what happens or what is waited for, and since when."""
-        self._said = f"{what} (since {datetime.now():%H:%M:%S})"
-        self._log.info("%s: %s", self._label, what)
-        self._show(force=True)
+        self._tell(what, "since")
 
     def line(self, text: str) -> None:
         """Take a line that the engine printed."""
@@ -48,7 +46,12 @@ class BeamProgress:
     def done(self, what: str) -> None:
         """The engine has ended well."""
         self._percent = 100.0
-        self.says(what)
+        self._tell(what, "at")
+
+    def _tell(self, what: str, when: str) -> None:
+        self._said = f"{what} ({when} {datetime.now():%H:%M:%S})"
+        self._log.info("%s: %s", self._label, what)
+        self._show(force=True)
 
     def _show(self, *, force: bool = False) -> None:
         if force or time.monotonic() - self._updated >= UPDATE_EVERY_S:

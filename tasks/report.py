@@ -7,13 +7,14 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect import runtime, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from pydicom.uid import generate_uid
 
 import mqi
 from mqi.case import CaseManifest, DoseSource
-from mqi.dose.grid import total
+from mqi.dose.grid import on_one_grid, total
 from mqi.dose.rtdose import read_rtdose
 from mqi.dose.rtdose_write import write_rtdose
 from mqi.engines.settings import EngineSettings
@@ -34,9 +35,10 @@ from mqi.report import (
     case_artifact_markdown,
     write_report,
 )
+from mqi.report.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS
 from tasks.assess import doses_by_beam, gamma_map_path, tps_dose
 from tasks.caching import WhileFilesStand
-from tasks.values import BeamDose, Report, report_of
+from tasks.values import BeamDose, Report, artifact_key, report_of
 
 __all__ = ["report_case"]
 
@@ -87,10 +89,24 @@ def report_case(
         warnings=manifest.warnings,
     )
     files = write_report(Path(folder), content)
-    key = f"{manifest.key}-verdict".lower().replace("_", "-")
-    where = f"\n\nReport: `{files.html}` · PDF: `{files.pdf}`\n"
-    create_markdown_artifact(case_artifact_markdown(content) + where, key=key, description="QA verdict")
+    _publish(content, (files.html, files.pdf))
     return report_of(Path(folder), files.html, files.pdf)
+
+
+def _publish(content: ReportContent, files: tuple[Path, ...]) -> None:
+    """Put the verdict on the page of the case's run, as an artifact of the run: those stand first there."""
+    verdict = content.verdict.verdict
+    why = content.verdict.reasons[:1] or (VERDICT_NOTES[verdict],)
+    with get_client(sync_client=True) as client:
+        client.create_artifact(
+            ArtifactCreate(
+                key=artifact_key(content.case_key, content.fraction_number, "verdict"),
+                type="markdown",
+                description=f"{VERDICT_SYMBOLS[verdict]} {VERDICT_WORDS[verdict]}: {why[0]}",
+                data=case_artifact_markdown(content, files),
+                flow_run_id=runtime.flow_run.id,
+            )
+        )
 
 
 def _page(
@@ -123,7 +139,11 @@ def _page(
 def _write_sum(
     folder: str, plan: IonPlan, manifest: CaseManifest, source: DoseSource, doses: tuple[BeamDose, ...]
 ) -> None:
-    summed = total([read_rtdose(Path(folder, dose.dose.path)).dose for dose in doses])
+    """Write the sum of the beams; none in water, where each beam has a phantom of its own."""
+    grids = [read_rtdose(Path(folder, dose.dose.path)).dose for dose in doses]
+    if not on_one_grid(grids):
+        return
+    summed = total(grids)
     identity = hashlib.sha256("".join(dose.dose.sha256 for dose in doses).encode()).hexdigest()
     write_rtdose(
         Path(folder, "doses", f"plan-{source}.dcm"),

@@ -35,6 +35,7 @@ from mqi.scan import Ready, ScanRow
 
 __all__ = [
     "MAX_RUNS",
+    "OUTCOME",
     "alive",
     "being_cancelled",
     "name_run",
@@ -42,10 +43,13 @@ __all__ = [
     "recover_runs",
     "start_case",
     "start_refused",
+    "tag_outcome",
 ]
 
 CASE_FLOW = "process-case"
 DEPLOYMENT = "mqi"
+OUTCOME = "QA "
+"""How the state's name and the tag of a run with a verdict begin."""
 MAX_RUNS = 5
 """Starts of one run, the first included, before a crashed run is left to a person."""
 STUCK_PENDING = timedelta(minutes=3)
@@ -184,7 +188,19 @@ def name_run(name: str, tags: list[str]) -> None:
     if run_id is None:
         return
     with get_client(sync_client=True) as client:
-        client.update_flow_run(UUID(str(run_id)), name=name, tags=sorted({*tags, *runtime.flow_run.tags}))
+        kept = {tag for tag in runtime.flow_run.tags if not tag.startswith(OUTCOME)}
+        client.update_flow_run(UUID(str(run_id)), name=name, tags=sorted({*tags, *kept}))
+
+
+def tag_outcome(words: str) -> None:
+    """Tag the present run with its verdict, by which the Runs page can be filtered."""
+    run_id = runtime.flow_run.id
+    if run_id is None:
+        return
+    with get_client(sync_client=True) as client:
+        before = client.read_flow_run(UUID(str(run_id))).tags
+        kept = {tag for tag in before if not tag.startswith(OUTCOME)}
+        client.update_flow_run(UUID(str(run_id)), tags=sorted({*kept, f"{OUTCOME}{words}"}))
 
 
 def being_cancelled() -> bool:

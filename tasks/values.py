@@ -20,6 +20,7 @@ __all__ = [
     "Report",
     "Unit",
     "UploadedBeam",
+    "artifact_key",
     "report_of",
 ]
 
@@ -140,6 +141,11 @@ class Report(Frozen):
         """The files that must stand, with their hashes, for this value to be believed."""
         for file in (self.html, self.pdf):
             yield Path(self.folder, file.path), file.sha256
+
+
+def artifact_key(case_key: str, fraction_number: int, what: str) -> str:
+    """Key of an artifact, in the signs that Prefect allows: ``qa-01-7738fced-fraction-1-verdict``."""
+    return f"{case_key}-fraction-{fraction_number}-{what}".lower().replace("_", "-")
 
 
 def report_of(folder: Path, html: Path, pdf: Path) -> Report:

@@ -11,7 +11,16 @@ from scipy import ndimage
 
 from mqi.errors import ValidationError
 
-__all__ = ["DoseGrid", "checked_grid", "index_map", "resample", "same_grid", "total"]
+__all__ = [
+    "SAME_POINT_MM",
+    "DoseGrid",
+    "checked_grid",
+    "index_map",
+    "on_one_grid",
+    "resample",
+    "same_grid",
+    "total",
+]
 
 # Two points nearer than this are the same point: far below any voxel, far above the rounding of
 # positions that went through DICOM decimal strings (1e-9 mm) or MetaImage headers (1e-4 mm).
@@ -205,6 +214,11 @@ def _inside(index: NDArray[np.float64], size: int, spacing_mm: float) -> NDArray
     return (index >= -slack) & (index <= size - 1 + slack)
 
 
+def on_one_grid(doses: Sequence[DoseGrid]) -> bool:
+    """Whether all doses have the same voxels. In water they have not: each beam has a phantom of its own."""
+    return all(same_grid(doses[0], dose) for dose in doses[1:])
+
+
 def total(doses: Sequence[DoseGrid], like: DoseGrid | None = None) -> DoseGrid:
     """Sum of doses, on the grid of ``like``; without it all must stand on one grid already.
 
@@ -216,7 +230,7 @@ def total(doses: Sequence[DoseGrid], like: DoseGrid | None = None) -> DoseGrid:
     if not doses:
         raise ValidationError("there is no dose to add up", todo="Compute at least one beam first")
     grid = doses[0] if like is None else like
-    if like is None and not all(same_grid(grid, dose) for dose in doses):
+    if like is None and not on_one_grid(doses):
         raise ValidationError(
             "doses on different grids cannot be added voxel by voxel",
             todo="Name the grid that they are to be resampled to",

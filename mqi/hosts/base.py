@@ -21,6 +21,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from mqi.case import FileFact, Frozen, JobStatus
+from mqi.hosts.ssh_settings import SshSettings
 from mqi.retry import RetryPolicy
 
 __all__ = [
@@ -58,8 +59,12 @@ class HostSettings(Frozen):
         max_length=50,
         description="Name of the host in limits, logs and reports: lowercase letters, digits, dashes.",
     )
-    kind: Literal["local"] = Field(
-        default="local", description="How the host is reached. local: it is the machine of the worker."
+    kind: Literal["local", "ssh"] = Field(
+        default="local",
+        description="How the host is reached. local: it is the machine of the worker. ssh: over the network.",
+    )
+    ssh: SshSettings | None = Field(
+        default=None, description="Where the SSH server is and how to log in; for kind ssh, and only there."
     )
     workspace: str = Field(
         description="Absolute folder on a local disk of the host, for this program alone. Made when it is "
@@ -83,6 +88,14 @@ class HostSettings(Frozen):
         default=RetryPolicy(),
         description="How often a step that the host or the network broke is tried again.",
     )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> HostSettings:
+        if (self.kind == "ssh") != (self.ssh is not None):
+            raise ValueError(
+                "kind ssh needs the settings ssh (address, user, ...), and only kind ssh has them"
+            )
+        return self
 
     @field_validator("workspace")
     @classmethod
@@ -181,7 +194,8 @@ class Attempt(Frozen):
 class Slot(Frozen):
     """A GPU (``name`` is its UUID) or a share of the CPU (``cpu0``, ...) that one job has to itself.
 
-    ``pids`` are the processes that compute on it now, ours or a stranger's.
+    ``pids`` are the processes that compute on it now, ours or a stranger's. ``index`` is the driver's number
+    of the GPU, which may change at a reboot; ``load_percent`` is the share of time in which it computed.
     """
 
     name: str
@@ -189,6 +203,9 @@ class Slot(Frozen):
     label: str = ""
     memory_gb: float | None = None
     pids: tuple[int, ...] = ()
+    index: int | None = None
+    load_percent: float | None = None
+    temperature_c: float | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +218,11 @@ class Completed:
 
 
 class HostProbe(Frozen):
-    """How a host was at a moment. ``problem`` says in words what keeps jobs from running there."""
+    """How a host was at a moment.
+
+    ``problem`` says in words what keeps jobs from running there, ``warning`` what does not but should be
+    looked at. ``clock_offset_s`` is the host's clock minus ours.
+    """
 
     host: str
     when: datetime
@@ -210,6 +231,8 @@ class HostProbe(Frozen):
     slot_kind: SlotKind | None = None
     slots: tuple[Slot, ...] = ()
     problem: str = ""
+    warning: str = ""
+    clock_offset_s: float | None = None
 
 
 class Host(Protocol):

@@ -20,7 +20,7 @@ from mqi.case import JobStatus
 from mqi.errors import ConfigurationError, HostConnectionError, MQIError, ResourceError, TransferError
 from mqi.hosts.base import Attempt, Completed, JobRequest, JobState, Slot
 
-__all__ = ["Completed", "Jobs", "Shell", "choose_attempt", "parse_state"]
+__all__ = ["ANSWER_S", "SILENCE_S", "Completed", "Jobs", "Shell", "choose_attempt", "parse_state"]
 
 SILENCE_S = 30.0
 """``follow`` says something every second: a host that is silent for so long does not answer."""

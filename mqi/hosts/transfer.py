@@ -31,10 +31,13 @@ __all__ = [
     "copy_folder",
     "copy_paths",
     "ensure_room",
+    "explained",
     "folder_lock",
     "missing_files",
+    "open_regular",
     "scan_folder",
     "verify_folder",
+    "walk_folder",
 ]
 
 _CHUNK_BYTES = 1 << 20
@@ -62,7 +65,7 @@ def scan_folder(folder: Path) -> tuple[FileFact, ...]:
 
     Raises TransferError for links, devices, names that cannot be kept, and what cannot be read.
     """
-    return tuple(_fact(folder, path) for path in sorted(_walk(folder)))
+    return tuple(_fact(folder, path) for path in sorted(walk_folder(folder)))
 
 
 def verify_folder(folder: Path, manifest: Iterable[FileFact]) -> None:
@@ -84,13 +87,13 @@ def verify_folder(folder: Path, manifest: Iterable[FileFact]) -> None:
 
 def missing_files(folder: Path, manifest: Iterable[FileFact]) -> tuple[FileFact, ...]:
     """Return what of a manifest is not yet in a folder with the right bytes."""
-    with _told("cannot look at what was copied", folder):
+    with explained("cannot look at what was copied", folder):
         return tuple(fact for fact in manifest if not _is_there(folder / fact.path, fact))
 
 
 def ensure_room(folder: Path, needed_bytes: int, reserve_bytes: int = 0) -> None:
     """Ask for disk space before using it. Raises ResourceError."""
-    with _told("cannot ask for disk space", folder):
+    with explained("cannot ask for disk space", folder):
         free = shutil.disk_usage(folder).free
     if free - needed_bytes < reserve_bytes:
         raise ResourceError(
@@ -109,7 +112,7 @@ def copy_folder(source: Path, target: Path, *, reserve_bytes: int = 0) -> tuple[
     ``reserve_bytes`` would stay free.
     """
     manifest = scan_folder(source)
-    with _told("cannot write the copy", target):
+    with explained("cannot write the copy", target):
         if target.is_symlink():
             raise TransferError("the target is a link", path=target, todo="Remove it")
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,7 +133,7 @@ def copy_paths(source: Path, paths: Sequence[str], target: Path) -> tuple[FileFa
         _refuse_links(source, path)
         place = source / path
         if place.is_dir():
-            inner = [f"{path}/{name}" for name in _walk(place)]
+            inner = [f"{path}/{name}" for name in walk_folder(place)]
         elif place.is_file():
             inner = [path]
         else:
@@ -139,7 +142,7 @@ def copy_paths(source: Path, paths: Sequence[str], target: Path) -> tuple[FileFa
             )
         facts.update({name: _fact(source, name) for name in inner})
     manifest = tuple(facts[name] for name in sorted(facts))
-    with _told("cannot write the copy", target):
+    with explained("cannot write the copy", target):
         target.mkdir(parents=True, exist_ok=True)
     missing = missing_files(target, manifest)
     ensure_room(target, sum(fact.size for fact in missing))
@@ -150,17 +153,17 @@ def copy_paths(source: Path, paths: Sequence[str], target: Path) -> tuple[FileFa
 @contextmanager
 def folder_lock(path: Path) -> Generator[None, None, None]:
     """Hold a lock file while the folder that it stands for is changed. It is free when its holder dies."""
-    with _told("cannot lock", path), path.open("ab") as lock:
+    with explained("cannot lock", path), path.open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def walk_folder(folder: Path) -> Iterator[str]:
     """Give the paths of all files below a folder, POSIX and relative to it."""
     pending = [""]
     while pending:
         prefix = pending.pop()
-        with _told("cannot read the folder", folder / prefix), os.scandir(folder / prefix) as entries:
+        with explained("cannot read the folder", folder / prefix), os.scandir(folder / prefix) as entries:
             for entry in entries:
                 path = prefix + entry.name
                 check_relative(path)
@@ -179,7 +182,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _fact(folder: Path, path: str) -> FileFact:
-    with _opened(folder / path) as file:
+    with open_regular(folder / path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileFact(path=path, size=file.tell(), sha256=digest)
 
@@ -191,7 +194,7 @@ def _is_there(path: Path, fact: FileFact) -> bool:
         return False
     if not stat.S_ISREG(found.st_mode) or found.st_size != fact.size:
         return False
-    with _opened(path) as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == fact.sha256
 
 
@@ -220,19 +223,19 @@ def _copy_all(source: Path, target: Path, facts: Iterable[FileFact]) -> None:
     folders = set()
     for fact in facts:
         place = target / fact.path
-        with _told("cannot write the copy", place):
+        with explained("cannot write the copy", place):
             place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _copy_file(source / fact.path, place, fact)
         folders.add(place.parent)
     for folder in folders:
-        with _told("cannot write the copy", folder):
+        with explained("cannot write the copy", folder):
             _sync_folder(folder)
 
 
 def _copy_file(source: Path, target: Path, fact: FileFact) -> None:
     part = target.parent / f".{secrets.token_hex(8)}.part"
     try:
-        with _opened(source) as old, _told("cannot write the copy", target):
+        with open_regular(source) as old, explained("cannot write the copy", target):
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w+b") as new:
                 sent = hashlib.sha256()
@@ -256,9 +259,9 @@ def _copy_file(source: Path, target: Path, fact: FileFact) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[BufferedReader, None, None]:
+def open_regular(path: Path) -> Generator[BufferedReader, None, None]:
     """Open a regular file for reading, never through a link and never a device that would block."""
-    with _told("cannot read the file", path):
+    with explained("cannot read the file", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -276,7 +279,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _told(what: str, path: Path) -> Generator[None, None, None]:
+def explained(what: str, path: Path) -> Generator[None, None, None]:
     """Turn what the operating system refuses into an error that says what and where."""
     try:
         yield

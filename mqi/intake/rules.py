@@ -160,9 +160,10 @@ def irradiation_time(name: str) -> datetime | None:
     if not _TIMESTAMP.fullmatch(name):
         return None
     try:
-        return datetime.strptime(name, "%Y%m%d%H%M%S%f")
+        moment = datetime.strptime(name, "%Y%m%d%H%M%S%f")
     except ValueError:
         return None
+    return moment if name.startswith(f"{moment:%Y%m%d%H%M%S}") else None  # strptime takes one-digit months
 
 
 def is_text(name: str) -> bool:

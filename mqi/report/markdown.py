@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from mqi.case import Verdict
 from mqi.report.content import BeamPage, Picture, ReportContent
@@ -10,6 +12,7 @@ from mqi.report.view import (
     SUMMARY_HEADINGS,
     Cell,
     beam_label,
+    clean,
     headline_reasons,
     identity_rows,
     short,
@@ -26,6 +29,10 @@ _MOST_TEXT = 400
 """Of one name or sentence, characters."""
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#!|~&$]|:(?=/))")
+
+_SHORTER = {WORDS[f"gamma_{what}"]: WORDS[f"gamma_{what}_short"] for what in ("plan", "tps")}
+_HEADINGS = tuple(_SHORTER.get(heading, heading) for heading in SUMMARY_HEADINGS)
+"""The tool's page is narrow: the last column must not be cut off."""
 
 _URGENT = (Verdict.FAIL, Verdict.NOT_EVALUABLE, Verdict.ACTION, Verdict.PASS)
 
@@ -56,25 +63,31 @@ def beam_artifact_markdown(page: BeamPage) -> str:
     return text + _pictures([("", page.overview)], MOST_BYTES - len(text.encode()))
 
 
-def case_artifact_markdown(content: ReportContent) -> str:
-    """The whole fraction: verdict, reasons, the summary table, and the beams' overviews, the worst first."""
+def case_artifact_markdown(content: ReportContent, files: Sequence[Path] = ()) -> str:
+    """The whole fraction: verdict, reasons, the summary table, and the beams' overviews, the worst first.
+
+    ``files``: where the whole report lies.
+    """
     verdict = content.verdict
-    lines = [f"# {_say(verdict.verdict)} · {_plain(content.case_key)}", ""]
+    fraction = f"{WORDS['fraction'].lower()} {content.fraction_number}"
+    lines = [f"# {_say(verdict.verdict)} · {_plain(content.case_key)} · {fraction}", ""]
     if content.engine.analytic:
         lines += [f"> **{WORDS['not_clinical']}.** {WORDS['not_clinical_why']}", ""]
     lines += [*_bullets(verdict.reasons, verdict.verdict), ""]
-    lines += ["| " + " | ".join(SUMMARY_HEADINGS) + " |", "|" + "---|" * len(SUMMARY_HEADINGS)]
+    lines += ["| " + " | ".join(_HEADINGS) + " |", "|" + "---|" * len(_HEADINGS)]
     for row in summary_rows(content):
         cells = " | ".join(map(_cell, row.cells))
         lines.append(f"| {_plain(row.label)} | {_say(row.verdict)} | {cells} |")
-    lines += ["", " · ".join(f"{name}: {_plain(value)}" for name, value in identity_rows(content)), ""]
+    lines += ["", *(f"- {WORDS['report']}: {_plain_path(file)}" for file in files), ""]
     text = "\n".join(lines)
+    identity = "\n".join(f"- {name}: {_plain(value)}" for name, value in identity_rows(content))
     pages = sorted(content.pages, key=lambda page: _URGENT.index(page.verdict.verdict))
     overviews = [
         (_plain(beam_label(page.verdict.beam_number, page.verdict.beam_name)), page.overview)
         for page in pages
     ]
-    return text + _pictures(overviews, MOST_BYTES - len(text.encode()))
+    text += _pictures(overviews, MOST_BYTES - len((text + identity).encode()) - 2)
+    return f"{text}\n{identity}\n"
 
 
 def _pictures(overviews: list[tuple[str, Picture | None]], budget: int) -> str:
@@ -100,6 +113,11 @@ def _cell(cell: Cell) -> str:
 
 def _say(verdict: Verdict) -> str:
     return f"{VERDICT_SYMBOLS[verdict]} {VERDICT_WORDS[verdict]}"
+
+
+def _plain_path(file: Path) -> str:
+    """A path to copy: whole, however long."""
+    return _SPECIAL.sub(r"\\\1", clean(str(file)))
 
 
 def _plain(text: str) -> str:

@@ -45,6 +45,7 @@ WORDS: Final[Mapping[str, str]] = {
     "nothing": "–",
     # identity
     "case": "Case",
+    "report": "Report",
     "patient_id": "Patient ID",
     "plan": "Plan",
     "plan_uid": "Plan UID",
@@ -58,6 +59,8 @@ WORDS: Final[Mapping[str, str]] = {
     # summary table
     "gamma_plan": "γ log vs plan",
     "gamma_tps": "γ log vs TPS",
+    "gamma_plan_short": "γ plan",
+    "gamma_tps_short": "γ TPS",
     "beam_mu": "Beam MU",
     "layer_mu": "Worst layer MU",
     "position": "Spot position, worst layer",

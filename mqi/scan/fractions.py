@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 from mqi.case import CaseStatus, Verdict
 from mqi.errors import ConfigurationError, ValidationError
-from mqi.intake import CaseLook, FractionLook
+from mqi.intake import CaseLook, FractionLook, IntakeRules
+from mqi.intake.rules import is_delivery, subfolders
 from mqi.record import (
     RECORD_NAME,
     TERMINAL,
@@ -21,7 +22,7 @@ from mqi.record import (
 from mqi.scan.index import ScanIndex
 from mqi.scan.values import REFUSED, Ready, ScanRow
 
-__all__ = ["ASK_AGAIN_S", "SETTLING", "CaseState", "state_of"]
+__all__ = ["ASK_AGAIN_S", "SETTLING", "CaseState", "finished_before", "recorded_row", "state_of"]
 
 ASK_AGAIN_S: Final = 600.0
 """A run that was asked for and did not begin, or that died without a trace, is asked for again after this
@@ -66,9 +67,9 @@ def _state(one: CaseLook, settled: bool, results: Path, index: ScanIndex, now: d
         named.add(fraction.fraction_id)
         record = records.get(fraction.fraction_id)
         if record is not None and record.status in TERMINAL:
-            rows.append(_recorded(one, record, results, _unused(fraction, record)))
+            rows.append(recorded_row(one.folder, record, results, _unused(fraction, record)))
         elif record is not None and record.status in (CaseStatus.QUEUED, CaseStatus.PROCESSING):
-            rows.append(_recorded(one, record, results, ""))
+            rows.append(recorded_row(one.folder, record, results, ""))
             if _has_died(record, results, now):
                 ready += _asked(one, fraction, record.attempt, index, now)
         elif fraction.deliveries and all(d.id in used for d in fraction.deliveries):
@@ -85,11 +86,29 @@ def _state(one: CaseLook, settled: bool, results: Path, index: ScanIndex, now: d
         else:
             waiting_for = fraction.waiting_for or (SETTLING,)
             rows.append(_waiting(one, fraction, CaseStatus.WAITING, waiting_for, index, now))
-    rows += [_recorded(one, record, results, "") for name, record in records.items() if name not in named]
+    rows += [
+        recorded_row(one.folder, record, results, "") for name, record in records.items() if name not in named
+    ]
     if one.problems or (not one.fractions and not records):
         rows.append(_about_case(one, settled, index, now))
-    files = tuple(_record_file(results, record) for record in records.values())
+    files = tuple(record_file(results, record) for record in records.values())
     return CaseState(tuple(rows), tuple(ready), files)
+
+
+def finished_before(
+    folder: Path, records: Iterable[CaseRecord], results: Path, rules: IntakeRules
+) -> CaseState | None:
+    """The state of a case whose records account for all its deliveries and have all ended, else None.
+
+    For a scan that remembers nothing: so it need not look into every case that was ever finished.
+    """
+    ended = [record for record in records if record.status in TERMINAL]
+    used = {d.id for r in ended if r.manifest for b in r.manifest.beams for d in b.deliveries}
+    present = {child.name for child in subfolders(folder, rules) if is_delivery(child, rules)}
+    if not used or not present <= used:
+        return None
+    rows = tuple(recorded_row(str(folder), record, results, "") for record in ended)
+    return CaseState(rows, (), tuple(record_file(results, record) for record in ended))
 
 
 def _records(one: CaseLook, results: Path) -> dict[str, CaseRecord]:
@@ -112,7 +131,8 @@ def _records(one: CaseLook, results: Path) -> dict[str, CaseRecord]:
     return records
 
 
-def _record_file(results: Path, record: CaseRecord) -> Path:
+def record_file(results: Path, record: CaseRecord) -> Path:
+    """Where a fraction's record stands."""
     return record_folder(results, record.key, record.fraction_id) / RECORD_NAME
 
 
@@ -125,18 +145,21 @@ def _unused(fraction: FractionLook, record: CaseRecord) -> str:
     return f"also delivered and not part of this result: {', '.join(unused)}" if unused else ""
 
 
-def _recorded(one: CaseLook, record: CaseRecord, results: Path, note: str) -> ScanRow:
+def recorded_row(case_folder: str, record: CaseRecord, results: Path, note: str) -> ScanRow:
+    """The line of the worklist for a fraction that has a record."""
     folder = record_folder(results, record.key, record.fraction_id)
     return ScanRow(
         key=record.key,
-        folder=one.folder,
+        folder=case_folder,
         fraction_id=record.fraction_id,
         fraction_number=record.fraction_number,
         status=record.status,
         since=record.updated_at,
         verdict=_verdict(record),
         report=str(folder / record.reports[0]) if record.reports else None,
+        flow_run=record.flow_run,
         message="; ".join(filter(None, (record.message, note))),
+        unused_deliveries=bool(note),
         attempt=record.attempt,
     )
 

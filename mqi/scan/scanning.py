@@ -17,9 +17,9 @@ from mqi.case import CaseStatus
 from mqi.errors import MQIError, ValidationError
 from mqi.intake import CaseLook, IntakeRules, looks, resolved_root, signature_of
 from mqi.intake.rules import marker_has_arrived, subfolders
-from mqi.record import TERMINAL
+from mqi.record import RECORD_NAME, TERMINAL, CaseRecord, read_record
 from mqi.scan.folders import case_paths, changed_folders
-from mqi.scan.fractions import CaseState, state_of
+from mqi.scan.fractions import CaseState, finished_before, state_of
 from mqi.scan.index import Known, ScanIndex
 from mqi.scan.values import REFUSED, Ready, ScanResult, ScanRow
 
@@ -82,10 +82,13 @@ class _Scan:
         self.now = now
         self.rows: list[ScanRow] = []
         self.ready: list[Ready] = []
+        self.recorded: dict[str, list[CaseRecord]] = {}  # by case folder; only for a scan that knows nothing
 
     def run(self) -> ScanResult:
         self.index.forget_other_rules(rules_digest(self.inbox, self.results, self.rules))
         known = self.index.folders()
+        if not known:
+            self.recorded = self._records_by_folder()
         changes = changed_folders(self.inbox, self.rules, known, self.now.timestamp())
         self.index.drop_folders(changes.gone)
         self.index.set_folders((path, *facts) for path, facts in changes.found.items())
@@ -105,6 +108,17 @@ class _Scan:
                 finished += 1
         return ScanResult(rows=tuple(self.rows), ready=tuple(self.ready), finished=finished)
 
+    def _records_by_folder(self) -> dict[str, list[CaseRecord]]:
+        recorded: dict[str, list[CaseRecord]] = {}
+        for path in sorted(self.results.glob(f"*/*/{RECORD_NAME}")):
+            try:
+                record = read_record(path.parent)
+            except MQIError:
+                continue  # the look at its case says so
+            if record is not None and record.manifest is not None:
+                recorded.setdefault(record.manifest.folder, []).append(record)
+        return recorded
+
     def _records_unchanged(self, records: list[list[str | int]]) -> bool:
         stat, prefix = os.stat, f"{self.results}/"
         try:
@@ -116,8 +130,12 @@ class _Scan:
         """Look at a case that is not settled, or no longer."""
         folder = self.inbox / path
         try:
-            known, found = self._found(path, folder)
-            state = state_of(found, self._settled_for(known), self.results, self.index, self.now)
+            state = finished_before(folder, self.recorded.get(str(folder), ()), self.results, self.rules)
+            if state is not None:
+                known = Known("recorded", self.now.timestamp(), 0.0, "", "[]", "[]")
+            else:
+                known, found = self._found(path, folder)
+                state = state_of(found, self._settled_for(known), self.results, self.index, self.now)
         except MQIError as error:
             self._refuse(path, folder, error)
             return
@@ -178,7 +196,7 @@ class _Scan:
             ]
         except OSError:
             return "", 0.0
-        if any(row.status is not CaseStatus.COMPLETED or row.message for row in state.rows):
+        if any(row.status is not CaseStatus.COMPLETED or row.unused_deliveries for row in state.rows):
             return json.dumps(records), math.inf
         newest = max(row.since for row in state.rows)
         return json.dumps(records), (newest + timedelta(days=WORKLIST_DAYS)).timestamp()

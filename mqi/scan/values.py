@@ -17,6 +17,7 @@ class ScanRow(Frozen):
 
     ``status`` is the record's, or "waiting", or "refused" when the files contradict each other and a
     person must look. ``since`` is when it was first seen waiting, else when it last changed (UTC).
+    ``unused_deliveries``: more was delivered than the result contains, as ``message`` says.
     """
 
     key: str | None
@@ -28,7 +29,9 @@ class ScanRow(Frozen):
     since: datetime
     verdict: Verdict | None = None
     report: str | None = None
+    flow_run: str | None = None
     message: str = ""
+    unused_deliveries: bool = False
     attempt: int | None = None
 
 

@@ -39,9 +39,9 @@ def _base(recipe: Recipe, sop_class: UID, modality: str, what: str, *index: int)
     data.SeriesInstanceUID = recipe.uid(what, "series")
     data.FrameOfReferenceUID = recipe.uid("frame of reference")
     data.Modality = modality
-    data.PatientName = "SYNTHETIC^CASE"
+    data.PatientName = recipe.patient_name
     data.PatientID = recipe.patient_id
-    data.PatientBirthDate = ""
+    data.PatientBirthDate = recipe.birth_date
     data.PatientSex = ""
     data.StudyDate = data.SeriesDate = f"{recipe.first_delivery_at:%Y%m%d}"
     data.StudyTime = data.SeriesTime = "120000"

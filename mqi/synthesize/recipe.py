@@ -12,7 +12,7 @@ from pydicom.uid import UID, generate_uid
 from mqi.case import Frozen
 from mqi.engines.contract import Medium
 
-__all__ = ["CtSize", "Interruption", "Recipe", "Shift", "Target"]
+__all__ = ["SETUP_BEAM_NUMBER", "CtSize", "Interruption", "Recipe", "Shift", "Target"]
 
 SETUP_BEAM_NUMBER = 1
 """The site's plans number their setup field 1 and their treatment beams from 2 on (measured)."""
@@ -64,10 +64,13 @@ class Recipe(Frozen):
     the dose monitors' range codes, layer after layer in turn (empty: by the layer's intensity);
     ``delivery_order`` names the beams in the order of their delivery in each fraction (None: the plan's
     order), and may leave out or repeat some. ``revision`` tells a re-plan from the first plan.
+    ``patient_name`` and ``birth_date`` (YYYYMMDD) stand in the DICOM files: to see that they stay there.
     """
 
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 1
     patient_id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^/\\\x00-\x1f]+$")] = "SYN00001"
+    patient_name: Annotated[str, Field(max_length=64, pattern=r"^[^\\\x00-\x1f]*$")] = "SYNTHETIC^CASE"
+    birth_date: Annotated[str, Field(pattern=r"^(\d{8})?$")] = ""
     room: Literal["G1", "G2"] = "G2"
     spot_tags: Literal["standard", "private", "both"] = "private"
     scan_mode: Literal["LINE", "MODULATED"] = "LINE"

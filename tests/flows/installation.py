@@ -42,6 +42,7 @@ class Installation:
         for made in (self.home, self.notes, self.staging):
             made.mkdir(parents=True)
         (self.notes / "runs").touch()
+        self.environment: dict[str, str] = {}  # what the installation's processes get besides
         self.port = _free_port()
         self.site = {
             "paths": {"local_logdata": "inbox", "results": "results", "remote_workspace": "workspace"},
@@ -76,7 +77,7 @@ class Installation:
         return subprocess.run(
             [sys.executable, "-m", "deployments", *argv, "--home", str(self.home)],
             cwd=REPOSITORY,
-            env={**os.environ, "MQI_VENV": sys.prefix},
+            env={**os.environ, "MQI_VENV": sys.prefix, **self.environment},
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -119,9 +120,17 @@ class Installation:
 
     def deliver(self, recipe: Recipe, spoil: str | None = None) -> SyntheticCase:
         """Write a case and publish it into the inbox in one step, as a transfer program does."""
-        case = synthesize_case(self.staging, recipe, spoil)
-        shutil.move(case.folder, self.inbox / case.folder.name)
+        case = self.prepare(recipe, spoil)
+        self.publish(case)
         return case
+
+    def prepare(self, recipe: Recipe, spoil: str | None = None) -> SyntheticCase:
+        """Write a case where no scanner looks."""
+        return synthesize_case(self.staging, recipe, spoil)
+
+    def publish(self, case: SyntheticCase) -> None:
+        """Move a prepared case into the inbox in one step."""
+        shutil.move(case.folder, self.inbox / case.folder.name)
 
     def records(self) -> dict[tuple[str, str], CaseRecord]:
         """All records, by case key and fraction."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 
+from blocks import ComputeHost
+from flows.clean_up import clean_up
 from mqi.case import CaseStatus
 from mqi.synthesize import Recipe
 from tests.flows.installation import Installation
@@ -19,3 +24,33 @@ def test_a_case_goes_from_the_inbox_to_the_report_by_itself(site: Installation) 
     assert all((folder / name).stat().st_size > 10_000 for name in record.reports)
     assert set(site.engine_runs().values()) == {1}
     assert len(site.engine_runs()) == 4  # two beams, from the log and from the plan
+    assert list(site.workspace.glob("jobs/*")) == []
+    assert list(site.workspace.glob("input/*")) == []
+    assert not (folder / "work").exists()
+
+
+@pytest.mark.timeout(240)
+def test_the_nightly_clean_up_removes_old_failures_and_nothing_else(site: Installation) -> None:
+    (site.notes / "fail-.b03.log").touch()
+    case = site.deliver(Recipe.small(patient_id="CLEANUP", seed=7))
+    record = site.finished(case)
+    (site.notes / "fail-.b03.log").unlink()
+    assert record.status is CaseStatus.PARTIAL
+    failed = [path for path in site.workspace.glob("jobs/*") if ".b03.log." in path.name]
+    assert len(failed) == 1
+    stored = site.home / "prefect" / "storage"
+    old = sorted(stored.iterdir())[0]
+    os.utime(old, (0, time.time() - 365 * 86_400))
+
+    clean_up()
+    assert failed[0].exists()  # it is kept for a week
+    assert not old.exists()
+    assert any(stored.iterdir())
+
+    host = ComputeHost.load("local")
+    ComputeHost(
+        **{**{name: getattr(host, name) for name in ComputeHost.model_fields}, "keep_failed_days": 0}
+    ).save("local", overwrite=True)
+    clean_up()
+    assert list(site.workspace.glob("jobs/*")) == []
+    assert (site.results / record.key / record.fraction_id / "case.json").exists()

@@ -770,3 +770,43 @@ def test_names_that_a_shell_would_run_are_only_names(case: CaseFolder) -> None:
         found = look(target / "study", case.inbox, NO_MARKER)
         freeze(found, found.fractions[0].fraction_id)
         shutil.rmtree(target)
+
+
+def test_what_may_not_be_read_is_passed_over_or_refused_by_name(
+    case: CaseFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another user sees a folder that this account may not open (the tests may run as root)."""
+    real = os.scandir
+    closed = {str(case.deliveries[1])}
+
+    def scandir(path):
+        if str(path) in closed:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert "beam 3 not delivered" in waiting(case)
+    closed.add(str(case.folder))
+    assert list(find_case_folders(case.inbox, RULES)) == []
+    closed.clear()
+    from mqi.intake import dicom
+
+    dicom._header.cache_clear()
+    real_open = Path.open
+
+    def deny(path: Path, *mode: str, **options):
+        if path.name == case.doses[0].name:
+            raise PermissionError(13, "Permission denied")
+        return real_open(path, *mode, **options)
+
+    monkeypatch.setattr(Path, "open", deny)
+    assert f"{case.doses[0].name} cannot be read (Permission denied)" in refused(case)
+    dicom._header.cache_clear()
+
+
+def test_log_files_that_only_have_a_bad_timestamp_are_no_delivery_by_name(case: CaseFolder) -> None:
+    (case.folder / "2026139901000000").mkdir()
+    (case.folder / "notes").mkdir()
+    assert seen(case).fractions[0].whole
+    case.edit_dicom(case.ct[0], lambda ds: delattr(ds, "SOPClassUID"))
+    assert "does not say what it is" in refused(case)

@@ -167,7 +167,9 @@ def test_a_finished_case_is_listed_for_a_while_and_read_no_more(
     scanner: Scanner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scanner()
-    scanner.record(CaseStatus.COMPLETED, verdict={"verdict": "action"}, reports=("report.pdf",))
+    scanner.record(
+        CaseStatus.COMPLETED, verdict={"verdict": "action"}, reports=("report.pdf",), message="Beam 2: look"
+    )
     first = scanner()
     (row,) = first.rows
     assert (row.status, row.verdict) == (CaseStatus.COMPLETED, Verdict.ACTION)
@@ -218,8 +220,8 @@ def test_a_repeat_of_a_finished_fraction_is_a_note_and_does_not_run(scanner: Sca
 def test_a_deleted_record_makes_the_case_ready_again_with_a_new_attempt(scanner: Scanner) -> None:
     folder = scanner.record(CaseStatus.COMPLETED)
     scanner()
-    scanner()
     shutil.rmtree(folder)
+    scanner()
     (ready,) = scanner().ready
     assert ready.attempt == 2
     scanner.record(CaseStatus.COMPLETED, attempt=2)
@@ -231,6 +233,20 @@ def test_a_deleted_record_makes_the_case_ready_again_with_a_new_attempt(scanner:
     scanner()
     (ready,) = scanner().ready
     assert ready.attempt == 3, "the history knows it, with or without the index"
+
+
+def test_without_its_index_a_scan_does_not_look_into_what_is_recorded_as_finished(
+    scanner: Scanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanner.record(CaseStatus.COMPLETED)
+    taken = looks_taken(monkeypatch)
+    assert scanner().rows[0].status is CaseStatus.COMPLETED
+    assert scanner().rows[0].status is CaseStatus.COMPLETED
+    assert not taken
+    for index in (0, 1):
+        scanner.case.copy_delivery(index, f"20270101090{index}0000")
+    scanner()
+    assert [ready.fraction_number for ready in scanner().ready] == [2]
 
 
 def test_a_history_that_was_begun_anew_is_read_from_its_start(scanner: Scanner) -> None:
