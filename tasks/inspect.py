@@ -9,7 +9,8 @@ from prefect import task
 
 from mqi.case import CaseManifest
 from mqi.errors import ValidationError
-from mqi.intake import CaseLook, IntakeRules, freeze, is_settled, look
+from mqi.intake import CaseLook, IntakeRules, find_case_folders, freeze, is_settled, look
+from mqi.intake.finding import is_case_folder
 
 __all__ = ["inspect_case"]
 
@@ -28,7 +29,7 @@ def inspect_case(
     Parameters
     ----------
     case
-        The case folder: absolute, or a name below one of the inboxes.
+        The case folder, or a folder that holds one: absolute, or a name below one of the inboxes.
     plan
         SOP instance UID of the plan, where the folder holds several.
     fraction
@@ -36,7 +37,8 @@ def inspect_case(
     deliveries
         A person's choice of deliveries, where the same beam was delivered twice.
     """
-    folder, root = _find(case, inbox)
+    named, root = _find(case, inbox)
+    folder = _case_in(named, rules)
     first = look(folder, root, rules, plan_uid=plan, choose=deliveries or ())
     if time.time() - _newest_change(folder) < rules.settle_s:
         time.sleep(rules.settle_s)
@@ -64,6 +66,21 @@ def _find(case: str, inbox: tuple[str, ...]) -> tuple[Path, Path]:
             todo="Give the absolute path of a case, or its name in the inbox",
         )
     return folder, folder.parent
+
+
+def _case_in(named: Path, rules: IntakeRules) -> Path:
+    """The folder itself, or the one case in it: a person names the patient's folder."""
+    if is_case_folder(named, rules):
+        return named
+    cases = list(find_case_folders(named, rules))
+    if len(cases) > 1:
+        names = ", ".join(str(case.relative_to(named)) for case in cases)
+        raise ValidationError(
+            f"there are {len(cases)} cases in this folder: {names}",
+            path=named,
+            todo="Give one of their folders",
+        )
+    return cases[0] if cases else named
 
 
 def _first_whole(seen: CaseLook) -> str:

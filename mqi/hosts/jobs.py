@@ -37,7 +37,8 @@ _REFUSED, _USAGE, _NO_INPUT, _UNFIT, _NO_SPACE = 1, 64, 65, 69, 73
 _INSTALL = """\
 set -u; umask 077; root=$1; name=$2
 if [ -d "$root" ]; then
-  [ -d "$root/jobs" ] || [ -z "$(ls -A "$root")" ] || exit 65
+  # Asked twice: another process may be making it between the first look and the second.
+  [ -d "$root/jobs" ] || [ -z "$(ls -A "$root")" ] || [ -d "$root/jobs" ] || exit 65
 else
   mkdir -p "$root" || exit 73
 fi
