@@ -68,7 +68,7 @@ def process_case(
             uploaded = retrying(upload_beam, site.host.retry).map(prepared, on_host)
             finished = retrying(calculate_beam, site.host.retry).map(uploaded, on_host, engine)
             downloaded = retrying(download_beam, site.host.retry).map(finished, on_host)
-            doses = convert_beam.map(downloaded)
+            doses = convert_beam.map(downloaded, on_host)
 
             outcomes = settle(units, prepared, uploaded, finished, downloaded, doses)
             verdict = assess_case(manifest, str(folder), outcomes.doses, outcomes.failed, site.criteria)

@@ -26,6 +26,8 @@ __all__ = [
 OK: Final = 0
 REFUSED: Final = 1
 
+_WHAT_A_CASE_IS: Final = "A case folder holds an RT Ion Plan and timestamp folders with PlanInfo.txt"
+
 
 class Answer(NamedTuple):
     """What a command found: the exit status, the lines for a person, the same for a program."""
@@ -49,7 +51,7 @@ def inspect_command(arguments: argparse.Namespace) -> Answer:
     if not case.is_dir():
         raise ValidationError("there is no such folder", path=arguments.case)
     inbox = arguments.inbox or Path(case.anchor)
-    folders = [case] if is_case_folder(case, rules) else list(find_case_folders(case, rules))
+    folders = _case_folders(case, rules)
     if arguments.plan:
         found = [
             look(folder, inbox, rules, plan_uid=arguments.plan, choose=arguments.choose) for folder in folders
@@ -57,14 +59,15 @@ def inspect_command(arguments: argparse.Namespace) -> Answer:
     else:
         found = [one for folder in folders for one in looks(folder, inbox, rules, choose=arguments.choose)]
     if not found:
-        raise ValidationError(
-            "holds no case",
-            path=arguments.case,
-            todo="A case folder holds an RT Ion Plan and timestamp folders with PlanInfo.txt",
-        )
+        raise ValidationError("holds no case", path=arguments.case, todo=_WHAT_A_CASE_IS)
     well = all(one.fractions and not one.problems and all(f.whole for f in one.fractions) for one in found)
     lines = [line for one in found for line in _described(one)]
     return Answer(OK if well else REFUSED, lines, {"cases": [one.model_dump(mode="json") for one in found]})
+
+
+def _case_folders(case: Path, rules: IntakeRules) -> list[Path]:
+    """The folder itself if it is a case, else the cases below it."""
+    return [case] if is_case_folder(case, rules) else list(find_case_folders(case, rules))
 
 
 def _described(one: CaseLook) -> list[str]:
@@ -99,7 +102,15 @@ def interpret_command(arguments: argparse.Namespace) -> Answer:
 
     rules, case = _rules(arguments), arguments.case.resolve()
     inbox = arguments.inbox or Path(case.anchor)
-    found = look(case, inbox, rules, plan_uid=arguments.plan, choose=arguments.choose)
+    folders = _case_folders(case, rules)
+    if not folders:
+        raise ValidationError("holds no case", path=arguments.case, todo=_WHAT_A_CASE_IS)
+    if len(folders) > 1:
+        named = ", ".join(str(folder) for folder in folders)
+        raise ValidationError(
+            f"holds {len(folders)} cases", path=arguments.case, todo=f"Name one of them: {named}"
+        )
+    found = look(folders[0], inbox, rules, plan_uid=arguments.plan, choose=arguments.choose)
     fraction_id = arguments.fraction
     if fraction_id is None:
         if len(found.fractions) > 1:
@@ -125,7 +136,7 @@ def interpret_command(arguments: argparse.Namespace) -> Answer:
         lines.append(
             f"  beam {beam.number} ({beam.name}): {len(account.layers)} layers, "
             f"planned {account.planned_mu:.3f} MU, "
-            f"delivered {account.delivered_mu:.3f} MU ({account.mu_deviation_percent:+.2f} %)"
+            f"delivered {account.delivered_mu:.3f} MU ({round(account.mu_deviation_percent, 2) + 0.0:+.2f} %)"
         )
     lines += [f"  note: {warning}" for warning in manifest.warnings]
     return Answer(OK, lines, {"manifest": manifest.model_dump(mode="json"), "accounts": accounts})
@@ -151,7 +162,7 @@ def synthesize_command(arguments: argparse.Namespace) -> Answer:
     case = synthesize_case(arguments.out, recipe, arguments.spoil)
     lines = [
         f"wrote {case.folder}",
-        f"  plan {case.plan_path.name}, {len(case.ct)} CT slices, {len(case.deliveries)} deliveries",
+        f"  plan {case.plan_path.name}, {len(case.ct)} CT slices, deliveries: {len(case.deliveries)}",
         f"  look at it: python3 -m mqi inspect {case.study}",
     ]
     wrote: dict[str, Any] = {"folder": str(case.folder), "case": str(case.study), "plan": str(case.plan_path)}

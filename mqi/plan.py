@@ -209,6 +209,8 @@ def _plan(ds: Dataset, path: Path) -> IonPlan:
     treatment = [beam for beam in beams if not beam.is_setup]
     if not treatment:
         raise _refused(path, None, "the plan has no treatment beam")
+    if missing := sorted(set(metersets) - set(numbers)):
+        raise _refused(path, missing[0], "its fraction group names this beam, but the plan ends before it")
     machines = sorted({beam.machine for beam in treatment})
     if len(machines) > 1:
         raise _refused(path, None, f"the beams are for different machines: {', '.join(machines)}")

@@ -45,9 +45,7 @@ class WhileFilesStand(CachePolicy):
         described = json.dumps([task_ctx.task.task_key, run, inputs], sort_keys=True, default=_plain)
         key = hashlib.sha256(described.encode()).hexdigest()
         store = task_ctx.result_store
-        if store.exists(key) and not all(
-            _stands(path, sha) for path, sha in result_files(store.read(key).result)
-        ):
+        if store.exists(key) and not _believable(store.read(key).result):
             return f"{key}-{uuid.uuid4().hex[:8]}"
         return key
 
@@ -56,6 +54,13 @@ def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return str(value)
+
+
+def _believable(value: object) -> bool:
+    """Whether a result still holds: its files stand, and no later step has rejected it."""
+    if getattr(value, "rejected", False):
+        return False
+    return all(_stands(path, sha256) for path, sha256 in result_files(value))
 
 
 def _stands(path: Path, sha256: str) -> bool:

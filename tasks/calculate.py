@@ -41,10 +41,8 @@ def calculate_beam(uploaded: UploadedBeam, host: HostSettings, engine: EngineSet
     there = connect(host)
     attempt = there.attempt(prepared.name)
     if attempt.state is None:
-        with gpu_slot(host.name, progress):
-            if (
-                attempt.number > 1
-            ):  # the input may have been cleaned up since; what is there is not sent again
+        with gpu_slot(host.name, progress), running(host, attempt.name):
+            if attempt.number > 1:  # the input may have been cleaned up; what is there is not sent again
                 there.put(prepared.unit.work / "input", prepared.name)
             there.submit(
                 JobRequest(
@@ -59,14 +57,14 @@ def calculate_beam(uploaded: UploadedBeam, host: HostSettings, engine: EngineSet
             job = _wait(there, attempt.name, progress)
     else:
         progress.says(f"found {attempt.name} on {host.name}, {attempt.state.status}")
-        job = _wait(there, attempt.name, progress)
+        with running(host, attempt.name):
+            job = _wait(there, attempt.name, progress)
     return FinishedJob(prepared=prepared, host=host.name, job=_judge(there, job, prepared, progress))
 
 
 def _wait(host: Host, name: str, progress: BeamProgress) -> JobState:
     progress.says(f"calculating on {host.settings.name}")
-    with running(host.settings, name):
-        job = host.wait(name, progress.line, STOP)
+    job = host.wait(name, progress.line, STOP)
     if not job.ended and not job.lost:
         raise Stopped(f"the run was told to end; job {name} goes on and is found again")
     return job

@@ -9,10 +9,13 @@ from pydicom.uid import generate_uid
 
 from mqi.dose.rtdose import write_rtdose
 from mqi.engines import moqui
+from mqi.errors import ProcessingError
 from mqi.files import fact_of, inside
+from mqi.hosts import connect
+from mqi.hosts.base import HostSettings
 from mqi.plan import read_plan
 from tasks.caching import WhileFilesStand
-from tasks.values import BeamDose, DownloadedDose
+from tasks.values import BeamDose, DownloadedDose, FinishedJob
 
 __all__ = ["convert_beam"]
 
@@ -24,12 +27,21 @@ __all__ = ["convert_beam"]
     cache_policy=WhileFilesStand(),
     result_serializer="json",
 )
-def convert_beam(downloaded: DownloadedDose) -> BeamDose:
-    """Check the engine's dose and write it as RT Dose. The same job always gives the same file."""
+def convert_beam(downloaded: DownloadedDose, host: HostSettings) -> BeamDose:
+    """Check the engine's report and dose, and write it as RT Dose. The same job always gives the same file.
+
+    A dose that is no good (missing, not finite, all zero, of another size) counts as a failed attempt, whatever
+    the engine's exit status said: Retry runs the engine again.
+    """
     prepared = downloaded.finished.prepared
     unit = prepared.unit
     manifest = unit.manifest
-    dose = moqui.read_dose(unit.work / "job", prepared.input, case=manifest.key, beam=unit.beam_number)
+    try:
+        moqui.check_report((unit.work / "job" / "out").read_text(errors="replace"), prepared.input)
+        dose = moqui.read_dose(unit.work / "job", prepared.input, case=manifest.key, beam=unit.beam_number)
+    except ProcessingError:
+        _reject(downloaded.finished, host)
+        raise
     path = Path(unit.folder, "doses", f"{unit.slug}.dcm")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_rtdose(
@@ -42,3 +54,10 @@ def convert_beam(downloaded: DownloadedDose) -> BeamDose:
         comment=f"{unit.label}, fraction {manifest.fraction_number}",
     )
     return BeamDose(finished=downloaded.finished, dose=fact_of(path, Path(unit.folder)))
+
+
+def _reject(finished: FinishedJob, host: HostSettings) -> None:
+    """Make sure that nobody takes this attempt for the result: neither the host nor a cached step."""
+    connect(host).ack(finished.job.name)
+    finished.rejection.parent.mkdir(parents=True, exist_ok=True)
+    finished.rejection.touch()

@@ -9,8 +9,7 @@ from prefect import task
 
 from mqi.case import CaseManifest
 from mqi.errors import ValidationError
-from mqi.intake import CaseLook, IntakeRules, find_case_folders, freeze, is_settled, look
-from mqi.intake.finding import is_case_folder
+from mqi.intake import CaseLook, IntakeRules, find_case_folders, freeze, is_case_folder, is_settled, look
 
 __all__ = ["inspect_case"]
 
@@ -87,11 +86,18 @@ def _first_whole(seen: CaseLook) -> str:
     for fraction in seen.fractions:
         if fraction.whole:
             return fraction.fraction_id
+    if seen.problems:
+        raise ValidationError(
+            "the case cannot be computed as it is: " + "; ".join(seen.problems),
+            case=seen.key,
+            path=seen.folder,
+            todo="Correct the files; the scanner looks again by itself and starts the case once it is right",
+        )
     missing = [
         f"fraction {fraction.number}: {'; '.join(fraction.waiting_for)}" for fraction in seen.fractions
     ]
     raise ValidationError(
-        "; ".join([*seen.problems, *missing]) or "no delivery in it",
+        "; ".join(missing) or "; ".join(seen.waiting_for) or "no delivery in it",
         case=seen.key,
         path=seen.folder,
         todo="Complete the case and press Retry; the scanner starts it by itself once it is whole",

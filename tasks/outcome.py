@@ -8,6 +8,7 @@ from typing import Any, cast
 from prefect.futures import PrefectFuture
 
 from mqi.case import DoseSource
+from mqi.errors import MQIError
 from tasks.values import BeamDose, Outcomes, Unit
 
 __all__ = ["settle"]
@@ -28,10 +29,17 @@ def settle(units: Sequence[Unit], *steps: Sequence[PrefectFuture[Any]]) -> Outco
     return Outcomes(doses=whole, failed=failed)
 
 
+def _without_place(error: object) -> str:
+    """What an error says, without its case and beam: the reader stands before them."""
+    if isinstance(error, MQIError):
+        return str(MQIError(error.what, path=error.path, todo=error.todo))
+    return str(error)
+
+
 def _first_failure(chain: Sequence[PrefectFuture[Any]]) -> str:
     for future in chain:
         if future.state.is_failed():
-            return str(future.result(raise_on_failure=False))
+            return _without_place(future.result(raise_on_failure=False))
         if future.state.is_crashed():
             return f"a step crashed: {future.state.message}"
     return f"a step did not run: {chain[-1].state.message}"

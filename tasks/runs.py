@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TextIO
 from uuid import UUID
 
 from prefect import runtime
@@ -29,7 +32,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
-from prefect.states import AwaitingRetry, Crashed
+from prefect.states import AwaitingRetry, Crashed, Running
 
 from mqi.scan import Ready, ScanRow
 
@@ -39,6 +42,7 @@ __all__ = [
     "alive",
     "being_cancelled",
     "name_run",
+    "note_lease",
     "read_run",
     "recover_runs",
     "start_case",
@@ -52,8 +56,11 @@ OUTCOME = "QA "
 """How the state's name and the tag of a run with a verdict begin."""
 MAX_RUNS = 5
 """Starts of one run, the first included, before a crashed run is left to a person."""
-STUCK_PENDING = timedelta(minutes=3)
-"""A worker starts a run within seconds of claiming it; one that is Pending for longer lost its worker."""
+STUCK_PENDING = timedelta(minutes=1)
+"""A worker starts a run within seconds of claiming it; one that is Pending for longer lost its worker. If it
+was only slow, nothing is done twice: the lock of its fraction and the names of its jobs see to that."""
+
+_LEASE = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.MULTILINE)
 
 
 def _alive_folder() -> Path:
@@ -66,24 +73,64 @@ def _alive_folder() -> Path:
 def alive() -> Iterator[None]:
     """Hold a lock in this run's name for as long as its process lives, however it ends."""
     path = _alive_folder() / str(runtime.flow_run.id)
-    with path.open("w") as stream:
+    unseen = path.with_name(f".{path.name}.{os.getpid()}")
+    with unseen.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
+        unseen.replace(path)  # locked before it can be seen: nobody takes a run that begins for a dead one
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if _is_at(stream, path):  # a second process of the same run may have taken its place
+                path.unlink(missing_ok=True)
 
 
-def _died_here() -> Iterator[UUID]:
-    """Ids of the runs whose process on this machine is gone."""
-    for path in _alive_folder().iterdir():
-        with path.open("a") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield UUID(path.name)
-            path.unlink(missing_ok=True)
+def _is_at(stream: TextIO, path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def note_lease(lease: UUID) -> None:
+    """Note a slot that the present run holds: whoever finds the run dead gives it back at once."""
+    path = _alive_folder() / str(runtime.flow_run.id)
+    with suppress(FileNotFoundError), path.open("r+") as stream:
+        stream.seek(0, os.SEEK_END)
+        stream.write(f"{lease}\n")
+
+
+def _died_here() -> Iterator[tuple[UUID, list[UUID]]]:
+    """The runs whose process on this machine is gone, and the slots that they held."""
+    for path in _alive_folder().glob("[!.]*"):
+        with _unless_held(path) as stream:
+            if stream is not None:
+                yield UUID(path.name), [UUID(lease) for lease in _LEASE.findall(stream.read())]
+                path.unlink(missing_ok=True)
+
+
+def _lives_here(run_id: UUID) -> bool:
+    """Whether the run's process lives on this machine."""
+    path = _alive_folder() / str(run_id)
+    with _unless_held(path) as stream:
+        return stream is None and path.exists()
+
+
+@contextmanager
+def _unless_held(path: Path) -> Iterator[TextIO | None]:
+    """The file, locked, or None when a live process holds it, or when it is no longer there."""
+    try:
+        stream = path.open("r+")
+    except FileNotFoundError:
+        yield None
+        return
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield stream if _is_at(stream, path) else None
 
 
 def _runs_in(client: SyncPrefectClient, flow: str | None, *types: StateType) -> list[FlowRun]:
@@ -102,7 +149,9 @@ def recover_runs() -> list[str]:
     """
     told: list[str] = []
     with get_client(sync_client=True) as client:
-        for run_id in _died_here():
+        for run_id, leases in _died_here():
+            for lease in leases:
+                client.release_concurrency_slots_with_lease(lease)  # harmless when it was released
             run = _read(client, run_id)
             if run and run.state and run.state.type in (StateType.RUNNING, StateType.CANCELLING):
                 client.set_flow_run_state(run_id, Crashed(message="Its process ended unseen."), force=True)
@@ -115,13 +164,28 @@ def recover_runs() -> list[str]:
                 )
                 told.append(f"{run.name}: its worker vanished; marked as crashed")
         for run in _runs_in(client, CASE_FLOW, StateType.CRASHED):
-            if run.deployment_id and run.run_count < MAX_RUNS:
+            if _lives_here(run.id):
+                _set_running_again(client, run)
+                told.append(f"{run.name}: marked as crashed, but it runs; set right")
+            elif run.deployment_id and run.run_count < MAX_RUNS:
                 again: State[None] = AwaitingRetry(
                     message=f"Crashed; run again by itself ({run.run_count} of {MAX_RUNS} starts used)."
                 )
                 client.set_flow_run_state(run.id, again, force=True)
                 told.append(f"{run.name}: crashed; run again by itself")
     return told
+
+
+def _set_running_again(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Take back a report of a crash that came too late.
+
+    Prefect's worker reports the end of a killed process twice, the second time after its hooks (seconds on
+    an idle machine, half a minute on a busy one): by then the run has been started again.
+    """
+    not_counted = run.empirical_policy.model_copy(update={"resuming": True})  # as a start
+    client.update_flow_run(run.id, empirical_policy=not_counted)
+    state: State[None] = Running(message="Reported as crashed, but its process lives.")
+    client.set_flow_run_state(run.id, state, force=True)
 
 
 def _read(client: SyncPrefectClient, run_id: UUID) -> FlowRun | None:
@@ -155,16 +219,20 @@ def start_refused(row: ScanRow, host: str) -> str:
 
     The same refusal is told once; when the files change, what is wrong with them then is told anew.
     """
-    reasons = hashlib.sha256("\0".join([row.folder, *row.waiting_for]).encode()).hexdigest()[:16]
-    return _start(
-        {"case": row.folder, "host": host},
+    reasons = hashlib.sha256("\0".join([row.folder, row.key or "", *row.waiting_for]).encode()).hexdigest()[
+        :16
+    ]
+    name = f"{row.key or 'unknown case'} · refused"
+    _start(
+        {"case": row.folder, "plan": row.plan_uid, "host": host},
         key=f"refused/{reasons}",
-        name=f"{row.key or 'unknown case'} · refused",
+        name=name,
         tags=[row.key] if row.key else [],
     )
+    return f"Correct the files: the scanner looks again by itself. Run {name} says the same"
 
 
-def _start(parameters: dict[str, str], *, key: str, name: str, tags: list[str]) -> str:
+def _start(parameters: dict[str, str | None], *, key: str, name: str, tags: list[str]) -> str:
     run = run_deployment(
         f"{CASE_FLOW}/{DEPLOYMENT}",
         parameters=parameters,
@@ -177,9 +245,8 @@ def _start(parameters: dict[str, str], *, key: str, name: str, tags: list[str]) 
     assert isinstance(run, FlowRun)  # run_deployment is typed as FlowRun | Coroutine
     if run.state is None or not run.state.is_final() or run.state.is_completed():
         return ""
-    return (
-        f"run {run.name} ended {run.state.name}: {run.state.message or ''}. Mend the case; press Retry there"
-    )
+    why = (run.state.message or "").rstrip(".")
+    return f"run {run.name} ended {run.state.name}: {why}. Mend the case; press Retry there"
 
 
 def name_run(name: str, tags: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 The limit admits, is seen in the UI, and can be lowered by hand to lend GPUs to others. Which GPU a job gets
 is decided on the host, by locks that the job itself holds: a slot that a crashed run has left taken here
-(for at most its lease) never lets two jobs onto one GPU, and never keeps a job from being found.
+(until the run is found dead, or for at most its lease) never lets two jobs onto one GPU, and never keeps a
+job from being found.
 
 Prefect's ``concurrency()`` is not used: it queues the waiters of a process one behind the other, cannot be
 left on a Cancel, and logs an error for each time that it finds no room.
@@ -21,6 +22,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from mqi.errors import ConfigurationError
 from tasks.progress import BeamProgress
+from tasks.runs import note_lease
 from tasks.stopping import STOP, Stopped
 
 __all__ = ["gpu_slot", "limit_name"]
@@ -30,6 +32,7 @@ LEASE_S = 60.0
 RENEW_EVERY_S = LEASE_S / 4
 POLL_S = 0.4
 NO_ROOM = 423
+TOO_SMALL = 422
 
 
 def limit_name(host: str) -> str:
@@ -47,6 +50,7 @@ def gpu_slot(host: str, progress: BeamProgress) -> Iterator[None]:
     """
     with get_client(sync_client=True) as client:
         lease = _wait_for_room(client, host, progress)
+        note_lease(lease)
         released = threading.Event()
         renewer = threading.Thread(target=_renew, args=(lease, released), name=f"lease {host}", daemon=True)
         renewer.start()
@@ -78,6 +82,8 @@ def _ask_for_room(client: SyncPrefectClient, limit: str) -> tuple[UUID | None, s
     except httpx.HTTPStatusError as error:
         if error.response.status_code == NO_ROOM:
             return None, "a free GPU"
+        if error.response.status_code == TOO_SMALL:
+            return None, f"a free GPU (a person has set the limit {limit} to 0)"
         raise
     except httpx.TransportError:
         return None, "the Prefect server, to ask for a GPU"

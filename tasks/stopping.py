@@ -7,7 +7,9 @@ stopped, or the machine shut down: the engines go on on their host and the run f
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from prefect.logging import get_run_logger
@@ -23,6 +25,7 @@ STOP = threading.Event()
 """Set when the run of this process is told to end. A process has one run at a time."""
 
 CANCEL_GRACE_S = 3.0
+POLL_S = 0.1
 
 _lock = threading.Lock()
 _jobs: dict[str, HostSettings] = {}
@@ -34,8 +37,13 @@ class Stopped(HostConnectionError):
 
 @contextmanager
 def running(host: HostSettings, job: str) -> Iterator[None]:
-    """Note that this run waits for a job, so that a Cancel reaches it."""
+    """Hold a job in this run's hand, from before it is submitted, so that a Cancel reaches it.
+
+    Raises Stopped when the run is told to end already.
+    """
     with _lock:
+        if STOP.is_set():
+            raise Stopped("the run was told to end before the engine was started")
         _jobs[job] = host
     try:
         yield
@@ -51,15 +59,26 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if being_cancelled():
-            _cancel_jobs()
-        STOP.set()
+        with _lock:  # from here on no step begins a job
+            STOP.set()
+            jobs = dict(_jobs)
+        if jobs and being_cancelled():
+            for job, host in jobs.items():
+                get_run_logger().warning("Cancelled: ending %s on %s", job, host.name)
+            with ThreadPoolExecutor(len(jobs)) as pool:
+                list(pool.map(_cancel, jobs, jobs.values()))
         raise
 
 
-def _cancel_jobs() -> None:
-    with _lock:
-        jobs = dict(_jobs)
-    for job, host in jobs.items():
-        get_run_logger().warning("Cancelled: ending %s on %s", job, host.name)
-        connect(host).cancel(job, CANCEL_GRACE_S)
+def _cancel(job: str, host: HostSettings) -> None:
+    """End a job, also one that its step is just submitting; acknowledged, so that a Retry makes a new one."""
+    there = connect(host)
+    while True:
+        with _lock:
+            let_go = job not in _jobs
+        state = there.cancel(job, CANCEL_GRACE_S)
+        if not state.absent or let_go:
+            break
+        time.sleep(POLL_S)
+    if state.ended:
+        there.ack(job)

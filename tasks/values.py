@@ -94,6 +94,16 @@ class FinishedJob(Frozen):
     host: str
     job: JobState
 
+    @property
+    def rejection(self) -> Path:
+        """The note that this run's dose is no good, although its engine said that all went well."""
+        return self.prepared.unit.work / "rejected" / self.job.name
+
+    @property
+    def rejected(self) -> bool:
+        """Whether this run is not to be believed any more: a retry makes the next attempt."""
+        return self.rejection.exists()
+
 
 class DownloadedDose(Frozen):
     """The engine's output, verified, on this side: ``files`` below the unit's ``work/job``."""

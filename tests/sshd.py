@@ -21,6 +21,7 @@ from tests.requirement import program
 __all__ = ["Sshd", "children", "running_sshd"]
 
 CONFIG = """\
+{options}
 Port {port}
 ListenAddress 127.0.0.1
 HostKey {folder}/host_ed25519
@@ -92,9 +93,16 @@ def children(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def running_sshd(
-    folder: Path, *, environment: Mapping[str, str] | None = None, max_sessions: int = 10
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    max_sessions: int = 10,
+    options: Mapping[str, str] | None = None,
 ) -> Iterator[Sshd]:
-    """Start a server with keys of its own in ``folder``, and stop it with all its sessions."""
+    """Start a server with keys of its own in ``folder``, and stop it with all its sessions.
+
+    ``options`` of sshd_config win over those that stand here.
+    """
     sshd = program("sshd", package="openssh-server")
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -104,7 +112,7 @@ def running_sshd(
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(folder / name)]
         subprocess.run(keygen, check=True)
     (folder / "authorized_keys").write_text((folder / "client_ed25519.pub").read_text())
-    process, port = _start(sshd, folder, dict(environment or {}), max_sessions)
+    process, port = _start(sshd, folder, dict(environment or {}), max_sessions, options or {})
     kind, key, *_ = (folder / "host_ed25519.pub").read_text().split()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
     server = Sshd(
@@ -129,7 +137,7 @@ def running_sshd(
 
 
 def _start(
-    sshd: str, folder: Path, environment: dict[str, str], max_sessions: int
+    sshd: str, folder: Path, environment: dict[str, str], max_sessions: int, options: Mapping[str, str]
 ) -> tuple[subprocess.Popen[bytes], int]:
     # One SetEnv line: sshd keeps the first and ignores the later ones.
     pairs = " ".join(f'"{name}={value}"' for name, value in environment.items())
@@ -139,6 +147,7 @@ def _start(
             port=port,
             folder=folder,
             max_sessions=max_sessions,
+            options="\n".join(f"{name} {value}" for name, value in options.items()),  # sshd keeps the first
             environment=f"SetEnv {pairs}" if pairs else "",
         )
         (folder / "sshd_config").write_text(text)

@@ -15,13 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from mqi.case import FileFact
-from mqi.errors import ConfigurationError, HostConnectionError, MQIError, ProcessingError, ResourceError
-from mqi.hosts.base import Attempt, HostProbe, HostSettings, JobRequest, JobState, Name, Slot
+from mqi.errors import HostConnectionError, MQIError, ProcessingError, ResourceError
+from mqi.hosts.base import Attempt, HostProbe, HostSettings, JobRequest, JobState, Slot
 from mqi.hosts.gpus import read_gpus
 from mqi.hosts.jobs import ANSWER_S, SILENCE_S, Completed, Jobs
+from mqi.hosts.names import checked_name
 from mqi.hosts.transfer import copy_folder, copy_paths, ensure_room, folder_lock
 
 __all__ = ["LocalHost", "LocalShell"]
@@ -30,8 +29,6 @@ _GB = 1e9
 
 _SLOTS_AGE_S = 60.0
 """How long the list of healthy GPUs is believed at a submission: NVML can take a second to start."""
-
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class LocalShell:
@@ -127,14 +124,14 @@ class LocalHost:
     def put(self, local_folder: Path, unit: str) -> str:
         """See `Host.put`."""
         self._prepared()
-        folder = self._root / "input" / _checked(unit)
+        folder = self._root / "input" / checked_name(unit)
         with folder_lock(folder.parent / f".{unit}.lock"):
             copy_folder(local_folder, folder, reserve_bytes=self._reserve_bytes)
         return str(folder)
 
     def attempt(self, unit: str) -> Attempt:
         """See `Host.attempt`."""
-        return self._prepared().attempt(_checked(unit))
+        return self._prepared().attempt(checked_name(unit))
 
     def submit(self, request: JobRequest) -> JobState:
         """See `Host.submit`."""
@@ -147,31 +144,31 @@ class LocalHost:
 
     def state(self, name: str) -> JobState:
         """See `Host.state`."""
-        return self._prepared().state(_checked(name))
+        return self._prepared().state(checked_name(name))
 
     def wait(self, name: str, on_output: Callable[[str], None], stop: threading.Event) -> JobState:
         """See `Host.wait`."""
-        return self._prepared().wait(_checked(name), on_output, stop)
+        return self._prepared().wait(checked_name(name), on_output, stop)
 
     def cancel(self, name: str, grace_s: float = 5.0) -> JobState:
         """See `Host.cancel`."""
-        return self._prepared().cancel(_checked(name), grace_s)
+        return self._prepared().cancel(checked_name(name), grace_s)
 
     def fence(self, name: str) -> JobState:
         """See `Host.fence`."""
-        return self._prepared().fence(_checked(name))
+        return self._prepared().fence(checked_name(name))
 
     def ack(self, name: str) -> JobState:
         """See `Host.ack`."""
-        return self._prepared().ack(_checked(name))
+        return self._prepared().ack(checked_name(name))
 
     def tail(self, name: str, stream: Literal["out", "err"] = "err", size: int = 4000) -> str:
         """See `Host.tail`."""
-        return self._prepared().tail(_checked(name), stream, size)
+        return self._prepared().tail(checked_name(name), stream, size)
 
     def get(self, name: str, paths: Sequence[str], local_folder: Path) -> tuple[FileFact, ...]:
         """See `Host.get`."""
-        folder = self._root / "jobs" / _checked(name)
+        folder = self._root / "jobs" / checked_name(name)
         if not folder.is_dir():
             raise ProcessingError(f"job {name} has no folder", path=folder, todo="Run it again")
         return copy_paths(folder, paths, local_folder)
@@ -179,7 +176,7 @@ class LocalHost:
     def remove(self, name: str) -> None:
         """See `Host.remove`."""
         jobs = self._prepared()
-        state = jobs.state(_checked(name))
+        state = jobs.state(checked_name(name))
         if state.lost:
             state = jobs.fence(name)
         if not state.absent:
@@ -224,14 +221,3 @@ class LocalHost:
         slots = slots[: self.settings.slots]
         self._known_slots = (time.monotonic(), slots) if slots else None
         return slots, trouble
-
-
-def _checked(name: str) -> str:
-    """Return a name that may become a folder. Raises ConfigurationError."""
-    try:
-        return _NAME.validate_python(name)
-    except ValidationError as error:
-        raise ConfigurationError(
-            f"{name!r} cannot name a job or a unit",
-            todo="Letters, digits, '.', '_' and '-', at most 180 of them, first a letter or digit",
-        ) from error

@@ -72,7 +72,7 @@ def log_in(settings: SshSettings, credentials: SshCredentials | None = None) -> 
     Raises HostConnectionError (it does not answer), ConfigurationError (host key or login refused, a key
     that cannot be used), each with what an administrator can do about it.
     """
-    trouble: Exception = EOFError()
+    trouble: BaseException = EOFError()
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
@@ -121,7 +121,7 @@ def _connect(hop: SshHop, timeout_s: float) -> socket.socket:
     except TimeoutError as error:
         raise HostConnectionError(
             f"{_named(hop)} did not answer within {timeout_s:g} s",
-            todo="The machine is off, or a firewall drops the connection: ask for TCP to this port to be let through",
+            todo="The machine is off, or a firewall drops the connection: ask for this TCP port to be opened",
         ) from error
     except ConnectionResetError as error:
         raise _Broken from error
@@ -271,7 +271,8 @@ def _check_host_key(
             f"THE HOST KEY OF {_named(hop)} HAS CHANGED, or somebody answers in its place: "
             f"it shows {shown}, known is {known}",
             path=path,
-            todo=f"Nothing was sent. Ask its administrator; if it was installed anew, {compare}: {forget}; {trust}",
+            todo=f"Nothing was sent. Ask its administrator; if it was installed anew, "
+            f"{compare}: {forget}; {trust}",
         )
     raise ConfigurationError(
         f"the host key of {_named(hop)} is not known: {shown}",

@@ -89,8 +89,8 @@ def _write(folder: Path, record: CaseRecord) -> None:
 def read_record(folder: Path) -> CaseRecord | None:
     """Read a fraction's record; None where there is none (a person who deletes it wants the case run again).
 
-    A damaged one is set aside as ``case.json.damaged-<UTC>``; the backup, or what ``rebuild`` finds, is
-    written in its place.
+    A damaged one is set aside as ``case.json.damaged-<UTC>``; what ``rebuild`` finds, or else the backup, is
+    written in its place: the history has the last state, the backup the one before it.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def read_record(folder: Path) -> CaseRecord | None:
     if record is not None:
         return record
     _set_aside(path)
-    restored = _parsed(folder / BACKUP_NAME) or rebuild(folder)
+    restored = rebuild(folder) if _last_state(folder) else _parsed(folder / BACKUP_NAME) or rebuild(folder)
     write_record(folder, restored)
     return restored
 
@@ -127,19 +127,23 @@ def rebuild(folder: Path) -> CaseRecord:
         created_at=now,
         updated_at=now,
     )
-    for event in read_history(folder.parent.parent):
-        if (event.get("event"), event.get("key"), event.get("fraction_id")) == (
-            HISTORY_EVENT,
-            key,
-            fraction_id,
-        ):
-            record = _record_of(event) or record
+    record = _last_state(folder) or record
     beams = tuple(_verified(folder, beam) for beam in record.beams)
     if beams != record.beams or record.status not in TERMINAL:
         status = settled_status(beam.status is JobStatus.COMPLETED for beam in beams)
         message = "the record was rebuilt, some of it was lost: run the fraction again"
         record = record.model_copy(update={"status": status, "message": message})
     return record.model_copy(update={"manifest": manifest, "beams": beams, "updated_at": now})
+
+
+def _last_state(folder: Path) -> CaseRecord | None:
+    """The fraction's last state in the history, without its manifest."""
+    wanted = (HISTORY_EVENT, folder.parent.name, folder.name)
+    last = None
+    for event in read_history(folder.parent.parent):
+        if (event.get("event"), event.get("key"), event.get("fraction_id")) == wanted:
+            last = _record_of(event) or last
+    return last
 
 
 def _parsed(path: Path) -> CaseRecord | None:

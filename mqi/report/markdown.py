@@ -16,6 +16,7 @@ from mqi.report.view import (
     headline_reasons,
     identity_rows,
     short,
+    signed,
     summary_rows,
 )
 from mqi.report.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS, WORDS
@@ -41,9 +42,10 @@ def beam_artifact_markdown(page: BeamPage) -> str:
     """One beam: verdict, reasons, figures, and the overview picture if it fits."""
     beam = page.verdict
     account = beam.account
+    deviation = f"{signed(account.mu_deviation_percent, 2)} %"
     rows = [
         f"| {WORDS['planned_mu']} | {account.planned_mu:.3f} |",
-        f"| {WORDS['delivered_mu']} | {account.delivered_mu:.3f} ({account.mu_deviation_percent:+.2f} %) |",
+        f"| {WORDS['delivered_mu']} | {account.delivered_mu:.3f} ({deviation}) |",
     ]
     for gamma in beam.gammas:
         rate = WORDS["nothing"] if gamma.pass_rate_percent is None else f"{gamma.pass_rate_percent:.1f} %"

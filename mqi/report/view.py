@@ -33,6 +33,7 @@ __all__ = [
     "identity_rows",
     "number",
     "short",
+    "signed",
     "summary_rows",
     "worst_layer",
 ]
@@ -163,7 +164,7 @@ def _beam_row(beam: BeamVerdict, criteria: QaCriteria) -> BeamRow:
     cells = (
         _gamma_cell(beam.gammas, SAME_ENGINE, criteria),
         _gamma_cell(beam.gammas, PLANNING_SYSTEM, criteria),
-        Cell(f"{account.mu_deviation_percent:+.2f}\u00a0%", verdicts[MeasureKind.BEAM_MU]),
+        Cell(f"{signed(account.mu_deviation_percent, 2)}\u00a0%", verdicts[MeasureKind.BEAM_MU]),
         Cell(_say_layer_mu(account, criteria), verdicts[MeasureKind.LAYER_MU]),
         Cell(_say_position(account, criteria), verdicts[MeasureKind.POSITION]),
     )
@@ -189,7 +190,7 @@ def _say_layer_mu(account: BeamAccount, criteria: QaCriteria) -> str:
     if not account.layers:
         return WORDS["nothing"]
     layer = max(account.layers, key=rank)
-    return f"{layer.mu_deviation_percent:+.1f}\u00a0% ({WORDS['in_layer'].format(number=layer.number)})"
+    return f"{signed(layer.mu_deviation_percent, 1)}\u00a0% ({WORDS['in_layer'].format(number=layer.number)})"
 
 
 def _say_position(account: BeamAccount, criteria: QaCriteria) -> str:
@@ -203,6 +204,11 @@ def _say_position(account: BeamAccount, criteria: QaCriteria) -> str:
         maximum=layer.position_max_mm,
         layer=WORDS["in_layer"].format(number=layer.number),
     )
+
+
+def signed(value: float, digits: int) -> str:
+    """A figure with its sign; what rounds to nothing is +0, not -0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def number(value: float | None, form: str) -> str:

@@ -195,6 +195,7 @@ def _about_case(one: CaseLook, settled: bool, index: ScanIndex, now: datetime) -
     return ScanRow(
         key=one.key,
         folder=one.folder,
+        plan_uid=one.plan_uid,
         status=REFUSED if refused else CaseStatus.WAITING,
         waiting_for=(one.problems or one.waiting_for) + settling,
         since=index.first_seen(one.key or one.folder, "", now),

@@ -22,6 +22,7 @@ class ScanRow(Frozen):
 
     key: str | None
     folder: str
+    plan_uid: str | None = None  # only where the row is about the whole case
     fraction_id: str | None = None
     fraction_number: int | None = None
     status: CaseStatus | Literal["refused"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 
 import pytest
+from prefect.states import AwaitingRetry
 
 from blocks import ComputeHost
 from flows.clean_up import clean_up
@@ -54,3 +56,21 @@ def test_the_nightly_clean_up_removes_old_failures_and_nothing_else(site: Instal
     clean_up()
     assert list(site.workspace.glob("jobs/*")) == []
     assert (site.results / record.key / record.fraction_id / "case.json").exists()
+
+
+@pytest.mark.timeout(240)
+def test_a_dose_of_zeros_is_no_dose_and_retry_runs_the_engine_again(site: Installation) -> None:
+    (site.notes / "zeros").touch()
+    case = site.deliver(Recipe.small(patient_id="ZEROS", seed=8))
+    record = site.finished(case)
+    assert record.status is CaseStatus.PARTIAL
+    assert "zero" in record.message
+
+    run = site.runs(record.key)[0]
+    with site.client() as client:
+        client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+    site.until(
+        lambda: site.record_of(case).status is CaseStatus.COMPLETED, 120, "the retry to complete the case"
+    )
+    attempts = Counter(job.rpartition(".a")[0] for job in site.engine_runs() if job.startswith(record.key))
+    assert sorted(attempts.values()) == [1, 1, 1, 2]

@@ -131,7 +131,7 @@ def systemd(site: Installation) -> Iterator[None]:
 def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
     site = Installation(tmp_path_factory.mktemp("kills"))
     site.environment = {"PYTHONPATH": str(FATE), "MQI_FATE": str(site.notes)}
-    site.site["resources"] = {"gpu_count": 2, "min_disk_space_gb": 0.1, "max_concurrent_jobs": 4}
+    site.site["resources"] = {"gpu_count": 2, "min_disk_space_gb": 0.1, "max_concurrent_jobs": 5}
     site.write_site()
     site.up()
     try:

@@ -123,7 +123,7 @@ def test_a_beam_goes_to_the_host_is_computed_and_its_dose_comes_back(
 
 
 def _compute(settings: HostSettings, folder: Path, results: Any) -> None:
-    host = LocalHost(settings)
+    host = connect(settings)
     remote = host.put(folder, "u")
     argv = ("sh", f"{remote}/engine.sh")
     while True:

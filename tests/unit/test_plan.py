@@ -248,6 +248,12 @@ def _two_positions(ds: FileDataset) -> None:
     ds.PatientSetupSequence.append(second)
 
 
+def _named_but_not_there(ds: FileDataset) -> None:
+    ds.FractionGroupSequence[0].ReferencedBeamSequence.append(Dataset())
+    ds.FractionGroupSequence[0].ReferencedBeamSequence[-1].ReferencedBeamNumber = 7
+    ds.FractionGroupSequence[0].ReferencedBeamSequence[-1].BeamMeterset = 1.0
+
+
 def _second_machine(ds: FileDataset) -> None:
     other = beam_item(3, control_points(LAYERS), FINAL)
     other.TreatmentMachineName = "G1"
@@ -316,6 +322,7 @@ def _other_count(ds: FileDataset) -> None:
         (_two_positions, "patient position FFS and HFS"),
         (_second_machine, "different machines: G1, G2"),
         (lambda ds: ds.IonBeamSequence.pop(1), "no treatment beam"),
+        (_named_but_not_there, "names this beam, but the plan ends before it"),
         (lambda ds: beam_of(ds).IonControlPointSequence.pop(), "3 control points do not stand in pairs"),
         (lambda ds: setattr(ds, "PatientID", ""), "PatientID is missing"),
         (
