@@ -24,17 +24,25 @@ MQI Communicator: patient QA for proton therapy, from the machine's log to a dos
   python3 -m deployments demo     see it work: everything is set up and a synthetic case is processed
   python3 -m deployments up       run it for a site; its settings stand in site.yaml in the home folder
 
-The first command makes a Python environment in .venv (about a minute); nothing else on the machine changes.
+For a site: up, then edit .mqi/site/site.yaml, then apply, then doctor. Help on one command: COMMAND --help.
+
+The first command makes a Python environment in .venv (about a minute). All else that is written lies in the
+home folder, .mqi/demo or .mqi/site; nothing else on the machine changes.
 """
+
+STATUSES = "Exit status: 0 done, 1 not done or a problem, 2 asked wrongly, 130 interrupted."
 
 HOME_HELP = "folder that holds settings, database, logs and results (default: MQI_HOME, else .mqi/{} here)"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python3 -m deployments", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python3 -m deployments",
+        description=ABOUT,
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, text: str, home: str = "site") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -46,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--exit", action="store_true", help="stop when the case is done; status 0 only if it completed"
     )
-    demo.add_argument("--port", type=_port, help="port of the UI (default: 4200, or the next free one)")
+    demo.add_argument(
+        "--port", type=_port, help="port of the UI (default: as last time, else 4200 or the next free one)"
+    )
     demo.add_argument(
         "--spoil", metavar="NAME", help="make a case with this fault instead (`--spoil list` names them)"
     )
@@ -54,20 +64,24 @@ def _parser() -> argparse.ArgumentParser:
     up = add(
         "up", "start the server and the worker with the site's settings; they go on when this command ends"
     )
-    up.add_argument("--port", type=_port, help="port of the UI (default: 4200, or the next free one)")
+    up.add_argument(
+        "--port", type=_port, help="port of the UI (default: as last time, else 4200 or the next free one)"
+    )
     add("down", "stop the server and the worker; engines that compute go on and are found again")
-    add("status", "show what runs, when the scanner last looked, the cases by status, the hosts")
+    add("status", "show what runs, when the scanner last looked, where the cases stand, what the host offers")
 
     apply = add("apply", "check site.yaml and hand its settings to the running server")
     apply.add_argument(
         "file", nargs="?", metavar="site.yaml", help="a settings file to take over (default: the home's)"
     )
     apply.add_argument(
-        "--dry-run", action="store_true", help="only check it and print the settings in effect"
+        "--dry-run",
+        action="store_true",
+        help="only check it and print all settings in effect; nothing is changed",
     )
 
     add("doctor", "try each setting for real and say what to do about what does not work")
-    add("env", 'print shell lines that point `prefect` at this server: eval "$(python3 -m deployments env)"')
+    add("env", "print shell lines that let your own `prefect` commands reach this server; see the README")
 
     test = add(
         "test", "install the test tools, then run ruff, mypy and pytest (other arguments go to pytest)", ""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deployments import service
-from deployments.environment import Home, ui_url
+from deployments.environment import Home, ui_url, worklist_url
 from mqi.case import CaseStatus, case_key
 from mqi.record import CaseRecord, read_record
 from mqi.synthesize import SPOILS, Recipe, synthesize_case
@@ -53,7 +53,7 @@ def run(home: Home, *, port: int | None, leave: bool, spoil: str | None, say: Sa
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a closed terminal ends it as Ctrl-C does
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     running = service.bring_up(home, port, say, site_text=SITE)
-    say(f"Prefect UI: {ui_url(running.port)}")
+    say(f"Prefect UI: {ui_url(running.port)}, worklist: {worklist_url(running.port)}")
     try:
         record = (
             before if before and before.status is CaseStatus.COMPLETED else _follow(home, key, folder, say)

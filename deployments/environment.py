@@ -19,6 +19,7 @@ __all__ = [
     "environment",
     "resolve_home",
     "ui_url",
+    "worklist_url",
 ]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -104,6 +105,11 @@ def api_url(port: int) -> str:
 def ui_url(port: int) -> str:
     """Address of the Prefect UI, for a browser."""
     return f"http://{LOOPBACK}:{port}"
+
+
+def worklist_url(port: int) -> str:
+    """Address of the worklist: the UI of this Prefect version has no menu entry for it."""
+    return f"{ui_url(port)}/artifacts/key/worklist"
 
 
 def environment(home: Home, port: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deployments import processes
-from deployments.environment import POOL, Home, api_url, environment, ui_url
+from deployments.environment import POOL, Home, api_url, environment, ui_url, worklist_url
 from deployments.site import SiteSettings, describe, load_site_file, make_site_file
 from mqi.errors import ConfigurationError, ResourceError
 
@@ -208,6 +208,7 @@ def up(home: Home, port: int | None, say: Say) -> int:
     if not service.started:
         say("Everything runs already; the settings were applied again.")
     say(f"{site.app.name} runs. UI: {ui_url(service.port)}")
+    say(f"  worklist  {worklist_url(service.port)}")
     say(f"  inbox     {', '.join(site.inboxes())}")
     say(f"  results   {site.results_folder()}")
     say(f"  settings  {home.site}")

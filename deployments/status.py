@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from deployments import processes, service
-from deployments.environment import Home, ui_url
+from deployments.environment import Home, ui_url, worklist_url
 from deployments.site import SiteSettings, load_site_file
 from mqi.hosts import connect
 from mqi.record import HISTORY_EVENT, read_history
@@ -31,6 +31,7 @@ def run(home: Home, say: Callable[[str], None]) -> int:
     say(f"server    {_process(server)}{f', {ui_url(server.port)}' if server and healthy else ''}")
     say(f"worker    {_process(worker)}")
     if server is not None and healthy:
+        say(f"worklist  {worklist_url(server.port)}")
         service.connect(home, server.port)
         for line in _from_server():
             say(line)
@@ -83,7 +84,7 @@ def _from_server() -> Iterator[str]:
             news = "; ".join(filter(None, (row.get("waiting for"), row.get("message"))))
             yield f"          {row.get('status')}: {row.get('case')}{f' ({news})' if news else ''}"
         if len(open_rows) > SHOWN_ROWS:
-            yield f"          and {len(open_rows) - SHOWN_ROWS} more; see the artifact `worklist` in the UI"
+            yield f"          and {len(open_rows) - SHOWN_ROWS} more; see the worklist"
 
 
 def cases_by_status(results: Path) -> Counter[str]:

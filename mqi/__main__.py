@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from mqi.commands import (
@@ -60,7 +61,9 @@ def _printable(text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m mqi",
-        description="Patient QA for proton therapy: look at cases, read logs, make cases, compare doses.",
+        description="Patient QA for proton therapy, without a server: look at cases, read logs, make cases, "
+        "compare doses.",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=18),
         epilog="Exit status: 0 all is well, 1 refused, not whole or failed, 2 wrong usage.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -75,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "missing. Nothing is changed. Exit status 0 only if every fraction is whole.",
     )
     inspect.add_argument(
-        "case", type=Path, metavar="CASE", help="folder with an RT Ion Plan and its deliveries"
+        "case", type=Path, metavar="CASE", help="case folder (RT Ion Plan and deliveries), or one above it"
     )
     _add_intake_options(inspect)
     inspect.set_defaults(command=inspect_command)
@@ -87,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Read the logs of one whole fraction. For each beam OUT gets beam_<number>_spots.npz "
         "(planned and delivered position and meterset of every spot) and beam_<number>_account.json.",
     )
-    interpret.add_argument("case", type=Path, metavar="CASE", help="case folder")
+    interpret.add_argument("case", type=Path, metavar="CASE", help="case folder, or one above it")
     interpret.add_argument("out", type=Path, metavar="OUT", help="folder for the results; made if missing")
     interpret.add_argument("--fraction", metavar="ID", help="which fraction, where the case has several")
     _add_intake_options(interpret)
@@ -96,16 +99,21 @@ def _parser() -> argparse.ArgumentParser:
     synthesize = commands.add_parser(
         "synthesize",
         parents=[common],
-        help="write a synthetic case: plan, CT, logs, TPS doses",
+        help="write a synthetic case to try things with: plan, CT, logs, TPS doses",
         description="Write a case that no patient ever had into OUT (an inbox, for instance). "
         "The same seed always gives the same bytes. It can be spoilt, to see what happens then.",
     )
     synthesize.add_argument(
         "out", type=Path, metavar="OUT", nargs="?", help="folder in which the case is made"
     )
-    synthesize.add_argument("--seed", type=int, default=1, help="which case (default 1)")
+    synthesize.add_argument("--seed", type=int, default=1, help="another number, another case (default 1)")
     synthesize.add_argument("--room", choices=("G1", "G2"), default="G2", help="treatment room (default G2)")
-    synthesize.add_argument("--patient-id", metavar="ID", default="SYN00001", help="default SYN00001")
+    synthesize.add_argument(
+        "--patient-id",
+        metavar="ID",
+        default="SYN00001",
+        help="patient ID, and name of the folder (default SYN00001)",
+    )
     synthesize.add_argument("--small", action="store_true", help="a small case, for tests")
     synthesize.add_argument("--spoil", metavar="NAME", help="make something wrong with it; see --list-spoils")
     synthesize.add_argument("--list-spoils", action="store_true", help="say what can be wrong, and stop")
@@ -114,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     gamma = commands.add_parser(
         "gamma",
         parents=[common],
-        help="compare two RT Dose files",
+        help="compare two RT Dose files by 3D gamma",
         description="3D gamma of EVAL against REF. Exit status 0 if the pass rate reaches --pass.",
     )
     gamma.add_argument(

@@ -30,8 +30,12 @@ __all__ = ["gpu_slot", "limit_name"]
 LEASE_S = 60.0
 """The shortest that the server allows: a killed process leaves its slot taken for about this long."""
 RENEW_EVERY_S = LEASE_S / 4
-POLL_S = 0.4
+POLL_S = 0.3
 NO_ROOM = 423
+_TURN = threading.Lock()
+"""One beam of a run asks at a time: each question is a write to the server's database, which SQLite does one
+by one; dozens of waiting beams would keep everything else out. A run has one host."""
+_TOLD_TO_END = "the run was told to end while it waited for a GPU"
 TOO_SMALL = 422
 
 
@@ -65,15 +69,24 @@ def gpu_slot(host: str, progress: BeamProgress) -> Iterator[None]:
 
 def _wait_for_room(client: SyncPrefectClient, host: str, progress: BeamProgress) -> UUID:
     waits_for = ""
-    while True:
-        lease, reason = _ask_for_room(client, limit_name(host))
-        if lease is not None:
-            return lease
-        if reason != waits_for:
-            progress.says(f"waiting for {reason} on {host}")
-            waits_for = reason
-        if STOP.wait(POLL_S * random.uniform(0.5, 1.5)):
-            raise Stopped("the run was told to end while it waited for a GPU")
+    while not _TURN.acquire(timeout=POLL_S):
+        if not waits_for:
+            waits_for = "a free GPU"
+            progress.says(f"waiting for {waits_for} on {host}")
+        if STOP.is_set():
+            raise Stopped(_TOLD_TO_END)
+    try:
+        while True:
+            lease, reason = _ask_for_room(client, limit_name(host))
+            if lease is not None:
+                return lease
+            if reason != waits_for:
+                progress.says(f"waiting for {reason} on {host}")
+                waits_for = reason
+            if STOP.wait(POLL_S * random.uniform(0.5, 1.5)):
+                raise Stopped(_TOLD_TO_END)
+    finally:
+        _TURN.release()
 
 
 def _ask_for_room(client: SyncPrefectClient, limit: str) -> tuple[UUID | None, str]:

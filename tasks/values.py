@@ -73,10 +73,15 @@ class PreparedBeam(Frozen):
 
     @property
     def name(self) -> str:
-        """The job's identity: case, beam, source and the hash of all inputs."""
-        unit = self.unit
+        """The job's identity: case, beam, source, fraction and the hash of all inputs.
+
+        The plan's dose is the same in every fraction: without the fraction in its name, one fraction's run
+        would clean up the job that another one still reads.
+        """
+        unit, fraction = self.unit, self.unit.manifest.fraction_id
         again = f".r{unit.again}" if unit.again else ""
-        return f"{unit.manifest.key}.b{unit.beam_number:02d}.{unit.source}.{self.input.digest[:16]}{again}"
+        what = f"{unit.manifest.key}.b{unit.beam_number:02d}.{unit.source}"
+        return f"{what}.{fraction}.{self.input.digest[:16]}{again}"
 
 
 class UploadedBeam(Frozen):

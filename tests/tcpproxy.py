@@ -112,8 +112,8 @@ class FaultProxy:
                     self._pump("up", reader, server_writer, pair, left),
                     self._pump("down", server_reader, writer, pair, left),
                 )
-            except OSError:
-                pass
+            except (OSError, asyncio.CancelledError):
+                pass  # the streams' own callback would report a cancelled task
             finally:
                 self._pairs.discard(pair)
                 for one in pair:

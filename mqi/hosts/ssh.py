@@ -6,6 +6,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -172,7 +173,7 @@ class SshHost:
         return int(self.settings.min_disk_space_gb * _GB)
 
     def _is_new(self) -> bool:
-        return not self._shell.run(["test", "-f", self._tested]).exit_code == 0
+        return self._shell.run(["test", "-f", self._tested]).exit_code != 0
 
     @property
     def _tested(self) -> str:
@@ -255,7 +256,14 @@ class _JobShell:
 
     def stream(self, argv: Sequence[str], silence_s: float = SILENCE_S) -> Generator[bytes, None, None]:
         """Run a command and give its lines as they come."""
-        return self._host._shell.stream(argv, silence_s)
+        answered = False
+        with closing(self._host._shell.stream(argv, silence_s, before=self._before(argv))) as lines:
+            for line in lines:
+                answered = True
+                yield line
+        if not answered:
+            self._host._prepare()
+            yield from self._host._shell.stream(argv, silence_s)
 
     def _before(self, argv: Sequence[str]) -> str:
         script = self._host._jobs.script_path
@@ -272,6 +280,8 @@ class _JobShell:
 _ROOM = r"""
 room() { # FOLDER BYTES
   free=$(df -Pk -- "$1" | awk -v wanted="$2" 'END { if ($4 * 1024 < wanted) printf "%.3g", $4 * 1024 / 1e9 }')
-  [ -z "$free" ] || { echo "$free GB are free there, and $(($2 / 1000000000)) GB must stay free" >&2; exit 73; }
+  [ -n "$free" ] || return 0
+  echo "$free GB are free there, and $(($2 / 1000000000)) GB must stay free" >&2
+  exit 73
 }
 """

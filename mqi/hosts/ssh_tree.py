@@ -15,6 +15,7 @@ import shlex
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -225,8 +226,8 @@ def _fetch(
                         done += len(piece)
                         if progress:
                             progress(done, total)
-                    os.fsync(file.fileno())
         _, sums = _read_hashes(session)
+        _sync_files(parts.values())
         for name, part in parts.items():
             if _hash(part) != sums.get(name):
                 raise TransferError(
@@ -317,6 +318,20 @@ def _tar_header(path: str, size: int) -> bytes:
 def _size(path: Path) -> int:
     with explained("cannot read the file", path):
         return path.lstat().st_size
+
+
+def _sync_files(paths: Iterable[Path]) -> None:
+    """Bring files to the disk. Many at a time share the file system's commits."""
+
+    def sync(path: Path) -> None:
+        with explained("cannot write the copy", path), path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+        list(pool.map(sync, paths))
+
+
+_SYNC_THREADS = 16
 
 
 def _hash(path: Path) -> str:

@@ -7,10 +7,10 @@ import time
 from collections import Counter
 
 import pytest
+from prefect.deployments import run_deployment
 from prefect.states import AwaitingRetry
 
 from blocks import ComputeHost
-from flows.clean_up import clean_up
 from mqi.case import CaseStatus
 from mqi.synthesize import Recipe
 from tests.flows.installation import Installation
@@ -26,9 +26,18 @@ def test_a_case_goes_from_the_inbox_to_the_report_by_itself(site: Installation) 
     assert all((folder / name).stat().st_size > 10_000 for name in record.reports)
     assert set(site.engine_runs().values()) == {1}
     assert len(site.engine_runs()) == 4  # two beams, from the log and from the plan
-    assert list(site.workspace.glob("jobs/*")) == []
-    assert list(site.workspace.glob("input/*")) == []
-    assert not (folder / "work").exists()
+    site.until(lambda: not (folder / "work").exists(), 60, "the run to clean up")
+    assert [
+        path
+        for place in ("jobs", "input")
+        for path in (site.workspace / place).iterdir()
+        if not path.name.startswith(".")
+    ] == []
+
+
+def run_clean_up() -> None:
+    run = run_deployment("clean-up/mqi", timeout=120, as_subflow=False)
+    assert run.state is not None and run.state.is_completed(), run.state
 
 
 @pytest.mark.timeout(240)
@@ -44,7 +53,7 @@ def test_the_nightly_clean_up_removes_old_failures_and_nothing_else(site: Instal
     old = sorted(stored.iterdir())[0]
     os.utime(old, (0, time.time() - 365 * 86_400))
 
-    clean_up()
+    run_clean_up()
     assert failed[0].exists()  # it is kept for a week
     assert not old.exists()
     assert any(stored.iterdir())
@@ -53,7 +62,7 @@ def test_the_nightly_clean_up_removes_old_failures_and_nothing_else(site: Instal
     ComputeHost(
         **{**{name: getattr(host, name) for name in ComputeHost.model_fields}, "keep_failed_days": 0}
     ).save("local", overwrite=True)
-    clean_up()
+    run_clean_up()
     assert list(site.workspace.glob("jobs/*")) == []
     assert (site.results / record.key / record.fraction_id / "case.json").exists()
 

@@ -15,11 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pydicom
 import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.filesystems import LocalFileSystem
+from prefect.results import ResultStore
+from prefect.serializers import JSONSerializer
 from prefect.states import AwaitingRetry
 
 from deployments import processes
@@ -28,6 +32,8 @@ from deployments.environment import Home
 from mqi.case import CaseStatus
 from mqi.record import CaseRecord
 from mqi.synthesize import Recipe, SyntheticCase
+from tasks.caching import WhileFilesStand
+from tasks.convert import convert_beam
 from tasks.runs import MAX_RUNS
 from tests.flows.installation import Installation
 
@@ -303,3 +309,22 @@ def strangers(site: Installation) -> list[psutil.Process]:
         if mine and process not in owned:
             found.append(process)
     return found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_half_written_result_of_a_killed_step_counts_as_none(tmp_path: Path, share: float) -> None:
+    storage = LocalFileSystem(basepath=str(tmp_path))
+
+    def looked_up() -> tuple[str | None, bool]:
+        store = ResultStore(result_storage=storage, serializer=JSONSerializer())
+        run = SimpleNamespace(flow_run_id=None)
+        context = SimpleNamespace(task=convert_beam, task_run=run, result_store=store)
+        key = WhileFilesStand().compute_key(context, {"downloaded": 1}, {})
+        return key, store.exists(key)
+
+    key, _ = looked_up()
+    ResultStore(result_storage=storage, serializer=JSONSerializer()).write({"a": "result"}, key=key)
+    assert looked_up() == (key, True)
+    content = (tmp_path / key).read_bytes()
+    (tmp_path / key).write_bytes(content[: int(share * len(content))])
+    assert looked_up() == (key, False)

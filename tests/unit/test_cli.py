@@ -103,6 +103,24 @@ def test_interpret_writes_spots_and_an_account_for_each_beam(
     assert [account["beam_number"] for account in json.loads(text)["accounts"]] == [2, 3]
 
 
+def test_interpret_takes_the_folder_above_a_case_unless_it_holds_several(
+    case: CaseFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    above = tmp_path / "above"
+    shutil.copytree(case.folder, above / "one")
+    (above / "_CASE_READY").touch()
+    assert run(capsys, "interpret", above, tmp_path / "out")[0] == 0
+    shutil.copytree(case.folder, above / "two")
+    status, _, err = run(capsys, "interpret", above, tmp_path / "out")
+    assert status == 1
+    assert "holds 2 cases" in err
+    assert str(above / "two") in err
+    (tmp_path / "empty").mkdir()
+    status, _, err = run(capsys, "interpret", tmp_path / "empty", tmp_path / "out")
+    assert status == 1
+    assert "holds no case" in err
+
+
 def test_interpret_refuses_what_is_not_whole_and_asks_which_fraction(
     case: CaseFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -277,6 +277,23 @@ def test_a_lost_record_is_rebuilt_from_history_manifest_and_doses(folder: Path) 
     assert found.model_copy(update={"updated_at": NOW}) == record()
 
 
+def test_a_damaged_record_comes_back_in_its_last_state_not_in_the_one_before(folder: Path) -> None:
+    write_record(folder, record(status=CaseStatus.PROCESSING, beams=()))
+    write_record(folder, record())
+    (folder / RECORD_NAME).write_text("{")
+    found = read_record(folder)
+    assert found is not None
+    assert found.model_copy(update={"updated_at": NOW}) == record()
+
+
+def test_without_a_history_a_damaged_record_is_taken_from_its_backup(folder: Path) -> None:
+    write_record(folder, record(message="before"))
+    write_record(folder, record(message="last"))
+    (folder.parent.parent / "history.jsonl").unlink()
+    (folder / RECORD_NAME).write_text("{")
+    assert read_record(folder) == record(message="before")
+
+
 def test_a_rebuilt_beam_whose_dose_changed_is_not_finished(folder: Path) -> None:
     write_record(folder, record(beams=(beam(2), beam(3))))
     (folder / "beam_2.dcm").write_bytes(b"DOSE")
