@@ -62,7 +62,10 @@ def _from_server() -> Iterator[str]:
         FlowFilterName,
         FlowRunFilter,
         FlowRunFilterStartTime,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
     )
+    from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
 
     from deployments.follow import worklist
@@ -70,7 +73,11 @@ def _from_server() -> Iterator[str]:
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=["scan-cases"])),
-            flow_run_filter=FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False)),
+            flow_run_filter=FlowRunFilter(
+                start_time=FlowRunFilterStartTime(is_null_=False),
+                # A run that found another one at work was cancelled by Prefect; that says nothing.
+                state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=[StateType.CANCELLED])),
+            ),
             sort=FlowRunSort.START_TIME_DESC,
             limit=1,
         )

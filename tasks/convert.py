@@ -30,8 +30,8 @@ __all__ = ["convert_beam"]
 def convert_beam(downloaded: DownloadedDose, host: HostSettings) -> BeamDose:
     """Check the engine's report and dose, and write it as RT Dose. The same job always gives the same file.
 
-    A dose that is no good (missing, not finite, all zero, of another size) counts as a failed attempt, whatever
-    the engine's exit status said: Retry runs the engine again.
+    A dose that is no good (missing, not finite, all zero, of another size) counts as a failed attempt,
+    whatever the engine's exit status said: Retry runs the engine again.
     """
     prepared = downloaded.finished.prepared
     unit = prepared.unit

@@ -97,7 +97,7 @@ def begin_case(folder: Path, manifest: CaseManifest, *, recalculate: bool) -> St
     before = read_record(folder)
     if before and before.status is CaseStatus.COMPLETED and before.manifest == manifest and not recalculate:
         verdict = QaVerdict.model_validate(before.verdict).verdict
-        return _completed(
+        return _judged(
             verdict,
             f"Done before, on {before.updated_at:%Y-%m-%d %H:%M} UTC; nothing was computed. "
             "Run it with recalculate to compute it again.",
@@ -168,15 +168,16 @@ def end_case(
         ),
     )
     if status is CaseStatus.COMPLETED:
-        return _completed(verdict.verdict, message)
+        return _judged(verdict.verdict, message)
     return Failed(name=status.value.capitalize(), message=message)
 
 
-def _completed(verdict: Verdict, message: str) -> State[None]:
-    """The state of a run with a verdict. Its colour is Prefect's green: the words must say what is wrong."""
+def _judged(verdict: Verdict, message: str) -> State[None]:
+    """The state of a run with a verdict: red where a person must act, whatever went well on the way."""
     words = VERDICT_WORDS[verdict]
     tag_outcome(words)
-    return Completed(name=f"{OUTCOME}{words}", message=message)
+    state = Failed if verdict in (Verdict.FAIL, Verdict.NOT_EVALUABLE) else Completed
+    return state(name=f"{OUTCOME}{words}", message=message)
 
 
 def _message(failed: Mapping[int, str], verdict: QaVerdict) -> str:

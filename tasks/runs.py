@@ -55,10 +55,11 @@ DEPLOYMENT = "mqi"
 OUTCOME = "QA "
 """How the state's name and the tag of a run with a verdict begin."""
 MAX_RUNS = 5
-"""Starts of one run, the first included, before a crashed run is left to a person."""
-STUCK_PENDING = timedelta(minutes=1)
-"""A worker starts a run within seconds of claiming it; one that is Pending for longer lost its worker. If it
-was only slow, nothing is done twice: the lock of its fraction and the names of its jobs see to that."""
+"""Starts of one run that may end with its process before a crashed run is left to a person."""
+STUCK_PENDING = timedelta(minutes=3)
+"""A worker starts a run within seconds of claiming it (a minute on a swamped machine, measured); one that is
+Pending for longer lost its worker. If it was only slow, nothing is done twice: the lock of its fraction
+and the names of its jobs see to that."""
 
 _LEASE = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.MULTILINE)
 
@@ -167,13 +168,28 @@ def recover_runs() -> list[str]:
             if _lives_here(run.id):
                 _set_running_again(client, run)
                 told.append(f"{run.name}: marked as crashed, but it runs; set right")
-            elif run.deployment_id and run.run_count < MAX_RUNS:
+            elif run.deployment_id and (deaths := _deaths(client, run)) < MAX_RUNS:
                 again: State[None] = AwaitingRetry(
-                    message=f"Crashed; run again by itself ({run.run_count} of {MAX_RUNS} starts used)."
+                    message=f"Crashed; run again by itself ({deaths} of {MAX_RUNS} starts used)."
                 )
                 client.set_flow_run_state(run.id, again, force=True)
                 told.append(f"{run.name}: crashed; run again by itself")
     return told
+
+
+def _deaths(client: SyncPrefectClient, run: FlowRun) -> int:
+    """How many starts of a run ended with its process.
+
+    Not the run's own count: that also rises when a report that came too late hits the run's next start.
+    """
+    if run.run_count < MAX_RUNS:
+        return run.run_count
+    states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
+    types = [state.type for state in states]
+    return sum(
+        (before, crash) == (StateType.RUNNING, StateType.CRASHED) and after is not StateType.RUNNING
+        for before, crash, after in zip(types, types[1:], [*types[2:], None], strict=False)
+    )
 
 
 def _set_running_again(client: SyncPrefectClient, run: FlowRun) -> None:

@@ -9,7 +9,7 @@ SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/s
 
 
 def program(name: str, *, package: str) -> str:
-    """Path of a program. Where it is missing the test is skipped; in CI, where nothing is skipped, it fails."""
+    """Path of a program. Where it is missing the test is skipped, but in CI it fails."""
     path = shutil.which(name, path=SEARCH)
     if path:
         return path

@@ -16,10 +16,12 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
+from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 from paramiko.ssh_exception import (
     AuthenticationException,
     BadAuthenticationType,
@@ -185,6 +187,7 @@ def _authenticated(
         # GCM needs no separate MAC: half the work per byte.
         options.ciphers = tuple(sorted(options.ciphers, key=lambda name: "gcm" not in name))
         options.key_types = tuple(sorted(options.key_types, key=lambda name: _key_type(name) not in trusted))
+        began = time.monotonic()
         try:
             transport.start_client(timeout=settings.banner_timeout_s + settings.connect_timeout_s)
         except IncompatiblePeer as error:
@@ -193,7 +196,8 @@ def _authenticated(
                 todo="Update the SSH server: it offers nothing that is still considered safe",
             ) from error
         except (SSHException, OSError, EOFError) as error:
-            raise _Broken from error
+            if time.monotonic() - began < settings.banner_timeout_s:
+                raise _Broken from error
         if not transport.initial_kex_done:
             raise HostConnectionError(
                 f"{_named(hop)} accepted the connection but did not answer as an SSH server in time",
@@ -231,14 +235,22 @@ def _trusted_keys(hop: SshHop) -> dict[str, paramiko.PKey]:
         return {}
     path = Path(hop.known_hosts).expanduser()
     try:
-        keys = paramiko.HostKeys(str(path)).lookup(_listed(hop))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigurationError(
             "the file with the trusted host keys cannot be read", path=path, todo="Check its owner and mode"
         ) from error
-    return dict(keys.items()) if keys else {}
+    keys = paramiko.HostKeys()
+    for line in lines:
+        if line.strip() and not line.startswith(("#", "@")):  # paramiko does not know the markers
+            with suppress(SSHException, InvalidHostKey):
+                entry = HostKeyEntry.from_line(line)
+                if entry and entry.hostnames and entry.key:
+                    for name in entry.hostnames:
+                        keys.add(name, entry.key.get_name(), entry.key)
+    return dict((keys.lookup(_listed(hop)) or {}).items())
 
 
 def _check_host_key(

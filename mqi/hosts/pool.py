@@ -20,7 +20,7 @@ from paramiko.ssh_exception import ChannelException, SSHException
 
 from mqi.errors import HostConnectionError, ResourceError
 from mqi.hosts.login import Link, log_in
-from mqi.hosts.session import Session
+from mqi.hosts.session import ConnectionCutError, Session, Silence
 from mqi.hosts.ssh_settings import SshCredentials, SshSettings
 
 __all__ = ["Pool", "close_pools", "pool_of"]
@@ -100,12 +100,12 @@ class Pool:
 
         ``long``: it will be held for as long as a job runs. ``alone``: it is closed afterwards. Raises
         HostConnectionError, ConfigurationError (see `log_in`), ResourceError where all are taken. A
-        TimeoutError that leaves the body retires the connection: it is used for nothing new.
+        Silence or cut that leaves the body retires the connection: it is used for nothing new.
         """
         connection, session = self._take(long, time.monotonic() + patience_s)
         try:
             yield session
-        except TimeoutError:
+        except (Silence, ConnectionCutError):
             connection.retired = True
             raise
         finally:

@@ -23,7 +23,7 @@ from mqi.errors import HostConnectionError
 from mqi.hosts.base import Completed
 from mqi.hosts.jobs import SILENCE_S
 
-__all__ = ["Session"]
+__all__ = ["ConnectionCutError", "InputClosed", "Session", "Silence"]
 
 _BOOT = 'exec sh -c \'while read -r size; do eval "$(head -c "$size")"; done\''
 
@@ -37,10 +37,22 @@ _READ_BYTES = 1 << 18
 _ERRORS_KEPT = 1 << 16
 
 
+class ConnectionCutError(HostConnectionError):
+    """The connection ended before the command had. What can be asked again is asked on another one."""
+
+
+class Silence(Exception):
+    """The host did not answer in time. No OSError: it must not be taken for one of a file here."""
+
+
+class InputClosed(Exception):
+    """Nobody reads what is sent any more: the script has ended, or the connection."""
+
+
 class Session:
     """A shell on a host. One thread at a time talks with it; every read and write is limited in time.
 
-    Raises TimeoutError where the host is silent, HostConnectionError where the connection is cut.
+    Raises Silence where the host is silent, HostConnectionError where the connection is cut.
     """
 
     def __init__(self, channel: paramiko.Channel, host: str) -> None:
@@ -69,7 +81,7 @@ class Session:
         try:
             self.begin(":")
             return self.finish(_BEGIN_S).exit_code == 0
-        except (OSError, HostConnectionError):
+        except (Silence, InputClosed, HostConnectionError):
             return False
 
     def close(self) -> None:
@@ -80,14 +92,14 @@ class Session:
             return  # the connection has gone, and the channel with it
 
     def send(self, data: bytes, timeout_s: float = SILENCE_S) -> None:
-        """Give the script input. Raises BrokenPipeError when nobody reads it any more."""
+        """Give the script input. Raises InputClosed when nobody reads it any more."""
         self._channel.settimeout(timeout_s)
         try:
             self._channel.sendall(data)
         except TimeoutError as error:
-            raise TimeoutError(self._silent(timeout_s)) from error
+            raise Silence(self._silent(timeout_s)) from error
         except OSError as error:
-            raise BrokenPipeError from error
+            raise InputClosed from error
         except (SSHException, EOFError) as error:
             raise self._cut() from error
 
@@ -105,7 +117,7 @@ class Session:
                 data = self._channel.recv(_READ_BYTES)
             except TimeoutError:
                 if time.monotonic() >= (end if self._begun else min(end, begin_end)):
-                    raise TimeoutError(self._silent(timeout_s if self._begun else _BEGIN_S)) from None
+                    raise Silence(self._silent(timeout_s if self._begun else _BEGIN_S)) from None
                 continue
             if self._begun or not data:
                 return data
@@ -142,25 +154,21 @@ class Session:
             yield piece
 
     def lines(self, silence_s: float) -> Iterator[bytes]:
-        """Give the rest of its output line by line, as it comes."""
-        held = b""
-        while True:
-            data = held + self.some(silence_s)
-            if len(data) == len(held):
-                raise self._cut()
-            match = self._end.search(data)
-            if match:
-                rest = data[: match.start()]
-                self._output = data[match.start() :]
-                self.finish(silence_s)
-                yield from rest.split(b"\n") if rest else ()
-                return
-            # What may be the beginning of the end is kept: a line feed, and the marker after it.
-            *whole, held = data.split(b"\n")
-            if whole and (not held or held.startswith(b"@")):
-                held = b"\n" + held
-                held = whole.pop() + held
-            yield from whole
+        """Give the rest of its output line by line, as it comes, without the line feeds."""
+        rest, empty = b"", False
+        while data := self.some(silence_s):
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                if self._end.fullmatch(b"\n%s\n" % line):
+                    self._output = b"\n%s\n%s" % (line, rest)
+                    self.finish(silence_s)
+                    return
+                if empty:
+                    yield b""
+                empty = not line  # held: the line feed before the end marker belongs to the marker
+                if line:
+                    yield line
+        raise self._cut()
 
     def finish(self, timeout_s: float) -> Completed:
         """Return the rest of its output and its exit status, as soon as it has ended."""
@@ -199,8 +207,8 @@ class Session:
     def _silent(self, timeout_s: float) -> str:
         return f"host {self._host} did not answer within {timeout_s:g} s"
 
-    def _cut(self) -> HostConnectionError:
-        return HostConnectionError(
+    def _cut(self) -> ConnectionCutError:
+        return ConnectionCutError(
             f"the connection to host {self._host} was cut before the command had ended",
             todo="It is tried again; if this repeats, look at the network and at the host's log",
         )

@@ -17,6 +17,7 @@ from mqi.hosts.base import Attempt, Completed, HostProbe, HostSettings, JobReque
 from mqi.hosts.jobs import ANSWER_S, SILENCE_S, Jobs
 from mqi.hosts.names import checked_name
 from mqi.hosts.pool import Pool, pool_of
+from mqi.hosts.session import ConnectionCutError
 from mqi.hosts.smi import LOOK, HostFacts, parse_facts
 from mqi.hosts.ssh_settings import SshCredentials
 from mqi.hosts.ssh_shell import SshShell
@@ -78,8 +79,8 @@ class SshHost:
             problems.append(facts.trouble)
         if offset_s is not None and abs(offset_s) > _CLOCK_WARNING_S:
             warnings.append(
-                f"its clock is {abs(offset_s):.0f} s {'ahead of' if offset_s > 0 else 'behind'} this machine's: "
-                "set up time synchronisation (chrony) on both"
+                f"its clock is {abs(offset_s):.0f} s {'ahead of' if offset_s > 0 else 'behind'} "
+                "this machine's: set up time synchronisation (chrony) on both"
             )
         slots = self._slots_of(facts) if reachable else ()
         return HostProbe(
@@ -248,7 +249,11 @@ class _JobShell:
 
     def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_s: float = ANSWER_S) -> Completed:
         """Run a command to its end."""
-        done = self._host._shell.run(argv, stdin, timeout_s, before=self._before(argv))
+        before = self._before(argv)
+        try:
+            done = self._host._shell.run(argv, stdin, timeout_s, before=before)
+        except ConnectionCutError:  # every verb may be said twice: a name that exists is never run again
+            done = self._host._shell.run(argv, stdin, timeout_s, before=before)
         if done.exit_code != _NOT_THERE:
             return done
         self._host._prepare()

@@ -10,7 +10,7 @@ from mqi.errors import HostConnectionError
 from mqi.hosts.base import Completed
 from mqi.hosts.jobs import ANSWER_S, SILENCE_S
 from mqi.hosts.pool import Pool
-from mqi.hosts.session import Session
+from mqi.hosts.session import InputClosed, Session, Silence
 
 __all__ = ["SshShell"]
 
@@ -43,9 +43,7 @@ class SshShell:
         source = f"head -c {len(stdin)} | {words}" if stdin else f"{words} </dev/null"
         with self.talk(f"{before}\n{source}", alone=alone or bool(stdin)) as session:
             if stdin:
-                with suppress(
-                    BrokenPipeError
-                ):  # not read to the end: its exit status says whether it matters
+                with suppress(InputClosed):  # not read to the end: its exit status says whether it matters
                     session.send(stdin)
             return session.finish(timeout_s)
 
@@ -64,12 +62,12 @@ class SshShell:
             with self._pool.session(long=long, alone=alone) as session:
                 session.begin(script)
                 yield session
-        except TimeoutError as error:
+        except Silence as error:
             raise HostConnectionError(
                 str(error) or f"host {host} does not answer",
                 todo="Look at the network and at the host's load and disks; jobs there are not affected",
             ) from error
-        except (BrokenPipeError, EOFError) as error:
+        except (InputClosed, EOFError) as error:
             raise HostConnectionError(
                 f"host {host} ended the session at once",
                 todo="Check that the account may run commands: its login shell, ForceCommand in sshd_config",

@@ -24,7 +24,7 @@ from mqi.case import FileFact
 from mqi.errors import HostConnectionError, MQIError, ProcessingError, ResourceError, TransferError
 from mqi.files import sync_folder
 from mqi.hosts.base import Completed
-from mqi.hosts.session import Session
+from mqi.hosts.session import InputClosed, Session
 from mqi.hosts.ssh_shell import SshShell
 from mqi.hosts.transfer import check_relative, ensure_room, explained, open_regular, walk_folder
 
@@ -61,9 +61,14 @@ def put_folder(
     """
     wanted = {path: _size(source / path) for path in sorted(walk_folder(source), key=os.fsencode)}
     with shell.talk(_script("tree_put", root, unit)) as session:
-        with suppress(EOFError, BrokenPipeError):  # it ended before its time: below it says why
+        with suppress(EOFError, InputClosed):  # it ended before its time: below it says why
             _put(session, source, wanted, reserve_bytes, progress)
-        _ended_well(session, f"{root}/input/{unit}")
+        if not _ended_well(session, f"{root}/input/{unit}").endswith(b"DONE\n"):
+            raise TransferError(
+                "the host ended the copy before its time",
+                path=f"{root}/input/{unit}",
+                todo="It is tried again",
+            )
     return f"{root}/input/{unit}"
 
 
@@ -77,7 +82,6 @@ def _put(
     strangers = sorted(set(there) - set(wanted))
     if wanted and not missing and not strangers and others == "0":
         session.send(b"KEEP\n")
-        _expect_done(session)
         return
     total = sum(wanted[path] for path in missing)
     if int(free) - total < reserve_bytes:
@@ -108,7 +112,6 @@ def _put(
             sums[path] = _send_file(out, source / path, wanted[path])
     out.flush()
     _say(session, "SUMS", _written_hashes(sums))
-    _expect_done(session)
 
 
 _TAR_END = 1024  # two empty blocks
@@ -173,7 +176,7 @@ def get_paths(
     with shell.talk(_script("tree_get", root, job, *paths)) as session:
         try:
             facts = _get(session, paths, target, progress)
-        except (EOFError, BrokenPipeError):
+        except (EOFError, InputClosed):
             facts = ()
         _ended_well(session, folder)
     return facts
@@ -267,11 +270,6 @@ def _lines(paths: Iterable[str]) -> bytes:
     return b"\n".join(b"./%s" % os.fsencode(path) for path in paths)
 
 
-def _expect_done(session: Session) -> None:
-    if session.until(b"\n", _HASH_S) != b"DONE":
-        raise EOFError
-
-
 _HASH_LINE = re.compile(rb"(\\?)([0-9a-f]{64})  \./(.*)")
 
 
@@ -343,12 +341,16 @@ def _may_be_there(path: Path, size: int) -> bool:
     return path.is_file() and not path.is_symlink() and path.stat().st_size == size
 
 
-def _ended_well(session: Session, folder: str) -> None:
-    """Raise what the host says went wrong. What it was still to read then is not taken for a next script."""
+def _ended_well(session: Session, folder: str) -> bytes:
+    """Return what it said last, or raise what went wrong there.
+
+    What it was still to read then is not taken for a next script.
+    """
     done = session.finish(_HASH_S)
     if done.exit_code:
         session.clean = False
         raise _refused(done, folder)
+    return done.stdout
 
 
 def _refused(done: Completed, folder: str) -> MQIError:

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mqi.hosts import HostSettings, JobRequest, SshSettings
@@ -89,7 +90,7 @@ def compare(server: Sshd, port: int, folder: Path, place: Path, rounds: int) -> 
     times: dict[str, dict[str, list[float]]] = {"up": {}, "down": {}}
     for number in range(rounds):
         close_pools()  # ours logs in anew, as theirs do
-        spent = timed(lambda: host.put(folder, f"unit{number}"))
+        spent = timed(partial(host.put, folder, f"unit{number}"))
         times["up"].setdefault("mqi", []).append(spent)
         close_pools()
         spent = timed(lambda: host.get("bench.a1", ["output"], place / "down"))

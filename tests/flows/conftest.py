@@ -13,8 +13,8 @@ from tests.flows.installation import Installation
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """Server and worker of their own, up; the test process talks to this server."""
     installation = Installation(tmp_path_factory.mktemp("site"))
-    installation.up()
     try:
+        installation.up()
         with installation.settings():
             yield installation
     finally:

@@ -85,7 +85,7 @@ class Installation:
         )
 
     def up(self) -> None:
-        ended = self.command("up", "--port", str(self.port))
+        ended = self.command("up", "--port", str(self.port), timeout_s=400)  # on a busy machine
         assert ended.returncode == 0, ended.stdout + ended.stderr
 
     def down(self) -> None:
@@ -143,7 +143,8 @@ class Installation:
 
     def record_of(self, case: SyntheticCase) -> CaseRecord | None:
         """The record of a case's only fraction so far."""
-        mine = [one for one in self.records().values() if one.manifest and one.manifest.plan_uid == case.plan.sop_uid]
+        uid = case.plan.sop_uid
+        mine = [one for one in self.records().values() if one.manifest and one.manifest.plan_uid == uid]
         return mine[0] if mine else None
 
     def finished(self, case: SyntheticCase, timeout_s: float = 120) -> CaseRecord:
@@ -187,7 +188,8 @@ class Installation:
         for name in ("server", "worker"):
             path = self.home / "logs" / f"{name}.log"
             if path.exists():
-                texts.append(f"--- {name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:]))
+                end = path.read_text(errors="replace").splitlines()[-lines:]
+                texts.append("\n".join([f"--- {name}", *end]))
         return "\n".join(texts)
 
 

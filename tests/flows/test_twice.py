@@ -176,7 +176,7 @@ def test_a_case_that_two_scanners_find_is_started_once(aftermath: Aftermath) -> 
     assert len(aftermath.runs(aftermath.scanned)) == 1
 
 
-def test_two_workers_start_each_run_once(aftermath: Aftermath) -> None:
+def test_two_workers_share_the_runs(aftermath: Aftermath) -> None:
     assert len(aftermath.workers) == 2
     runs = aftermath.runs(aftermath.scanned) + aftermath.runs(aftermath.by_hand)
     assert {run.run_count for run in runs} == {1}
