@@ -45,7 +45,7 @@ from mqi.hosts.pool import close_pools, pool_of
 from mqi.hosts.smi import parse_facts
 from mqi.hosts.ssh import SshHost
 from mqi.hosts.ssh_shell import SshShell
-from tests.sshd import Sshd, children, running_sshd
+from tests.sshd import Sshd, running_sshd
 from tests.tcpproxy import FaultProxy, running_proxy
 
 # The claims about the local host, said again of this one: pytest finds them here with the fixtures of here.
@@ -93,6 +93,7 @@ def _calm(proxy: FaultProxy) -> Iterator[None]:
     proxy.mode, proxy.delay_s, proxy.reset_fraction = "pass", 0.0, 0.0
     proxy._cut = {"up": None, "down": None}
     close_pools()
+    proxy.reset()  # what a stalled connection left in the proxy is none of the next test's
 
 
 def reached(server: Sshd, port: int, **more: Any) -> SshSettings:
@@ -511,7 +512,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_and_is_told(
         monkeypatch.setattr(
             ssh_tree, "_script", lambda *words: really(*words).replace("tree_free .)", "echo 1000000000000)")
         )
-        with pytest.raises(ResourceError, match="No space left on device|cannot write"):
+        with pytest.raises(ResourceError, match=r"No space left on device|cannot write"):
             host.put(folder, "u")
         assert not (disk / "w/input/u").exists()
     finally:
@@ -694,7 +695,7 @@ def test_one_connection_serves_many_waits(host: Host, folder: Path, settings: Ho
 
 @pytest.mark.parametrize("shell", ["noisy", "foreign"])
 def test_a_noisy_or_foreign_login_shell_does_not_confuse_it(tmp_path: Path, folder: Path, shell: str) -> None:
-    """``ForceCommand`` stands for the login shell: one prints before, after and while; one is no POSIX shell."""
+    """``ForceCommand`` stands for the login shell: one prints all the time, one is no POSIX shell."""
     banner = tmp_path / "banner"
     banner.write_text("Authorised users only!\nSTARTED RUNNING pid=1\n")
     script = tmp_path / "shell"
@@ -750,7 +751,10 @@ SMI = """\
 #!/bin/sh
 case $* in
 *compute-apps*) echo 'GPU-b, 4711' ;;
-*) printf '0, GPU-a, NVIDIA H100, 81559, 12, 41\\n1, GPU-b, NVIDIA H100, 81559, [N/A], 43\\n2, [Unknown Error], x, [GPU is lost], , \\n' ;;
+*)
+  printf '0, GPU-a, NVIDIA H100, 81559, 12, 41\\n1, GPU-b, NVIDIA H100, 81559, [N/A], 43\\n'
+  printf '2, [Unknown Error], x, [GPU is lost], , \\n'
+  ;;
 esac
 """
 
@@ -872,7 +876,7 @@ def test_after_two_hundred_uses_no_thread_connection_channel_or_process_is_left(
 ) -> None:
     assert settings.ssh
     host.list()
-    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    threads, files = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
     accepted = proxy.accepted
     for number in range(200):
         if number % 20 == 0:
@@ -882,7 +886,7 @@ def test_after_two_hundred_uses_no_thread_connection_channel_or_process_is_left(
     assert proxy.accepted == accepted
     assert pool_of(settings.ssh).connections == 1
     assert threading.active_count() <= threads
-    assert len(os.listdir("/proc/self/fd")) <= files
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files
     (connection,) = pool_of(settings.ssh)._connections
     assert connection.busy == 0 and len(connection.link.transport._channels) <= 5
     close_pools()
