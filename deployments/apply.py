@@ -194,7 +194,9 @@ def _automation(client: SyncPrefectClient) -> None:
         client.create_automation(wanted)
         return
     mine, *doubles = existing
-    client.update_automation(mine.id, wanted.model_copy(update={"enabled": mine.enabled}))
+    wanted = wanted.model_copy(update={"enabled": mine.enabled})
+    if AutomationCore.model_validate(mine.model_dump(include=set(AutomationCore.model_fields))) != wanted:
+        client.update_automation(mine.id, wanted)  # it forgets the runs that it watches: not at every start
     for double in doubles:
         client.delete_automation(double.id)
 

@@ -17,7 +17,9 @@ TYPED = ("mqi", "deployments", "blocks", "tasks", "flows")
 
 def commands(pytest_arguments: list[str]) -> list[tuple[str, list[str]]]:
     """What is run, by name. With arguments for pytest a part is tested: then coverage decides nothing."""
-    whole = ["--cov=mqi", f"--cov-fail-under={COVERAGE_PERCENT}", "--numprocesses=auto", "--dist=loadfile"]
+    whole = ["--cov=mqi", f"--cov-fail-under={COVERAGE_PERCENT}", "--durations=20"]
+    # In the order of collection: the long ones, which run a whole installation, come first.
+    whole += ["--numprocesses=auto", "--dist=loadfile", "--no-loadscope-reorder"]
     return [
         ("ruff (lint)", ["ruff", "check", "."]),
         ("ruff (format)", ["ruff", "format", "--check", "."]),

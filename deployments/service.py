@@ -25,6 +25,7 @@ SERVER_STOP_S = 15.0
 WORKER_STOP_S = 15.0
 PORT_ATTEMPTS = 5
 PREFECT = [sys.executable, "-m", "prefect"]
+SERVER = [sys.executable, "-m", "deployments.prefect_server"]
 
 Say = Callable[[str], None]
 
@@ -95,7 +96,7 @@ def _bring_up(home: Home, site: SiteSettings, port: int | None, started: list[st
         server = _start_server(home, port, say)
     variables = connect(home, server.port)
     from deployments.apply import apply
-    from tasks.runs import recover_runs
+    from tasks.recovery import recover_runs
 
     apply(site, variables, say)
     worker = processes.read(home, "worker")
@@ -127,7 +128,7 @@ def _start_server(home: Home, asked: int | None, say: Say) -> processes.Record:
         # Prefect's import costs seconds: it goes on while the server starts.
         connect(home, port)
         threading.Thread(target=_import_prefect, daemon=True).start()
-        record = processes.start(home, "server", [*PREFECT, "server", "start"], variables, port)
+        record = processes.start(home, "server", SERVER, variables, port)
         _up_or_dead(record)
         if processes.alive(record) and processes.answers(port) and processes.listens(record):
             return record

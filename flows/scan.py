@@ -12,7 +12,8 @@ from prefect.logging import get_run_logger
 from blocks import Site, load_site
 from mqi.scan import SETTLING, ScanIndex, ScanRow, scan
 from tasks import alive
-from tasks.runs import recover_runs, start_case, start_refused
+from tasks.recovery import recover_runs
+from tasks.runs import start_case, start_refused
 from tasks.worklist import publish_worklist
 
 __all__ = ["scan_cases"]

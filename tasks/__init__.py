@@ -7,9 +7,10 @@ from tasks.inspect import inspect_case
 from tasks.interpret import engine_version, interpret_beam
 from tasks.ledger import begin_case, case_in_hand, end_case, units_of
 from tasks.outcome import settle
+from tasks.recovery import alive
 from tasks.report import report_case
 from tasks.retrying import retrying
-from tasks.runs import alive, name_run
+from tasks.runs import name_run
 from tasks.stopping import stoppable
 from tasks.tidy import clean_up_host, forget_old_results, remove_old_failures
 from tasks.transfer import download_beam, upload_beam

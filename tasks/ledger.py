@@ -31,7 +31,8 @@ from mqi.record import (
     write_record,
 )
 from mqi.report.words import VERDICT_WORDS
-from tasks.runs import OUTCOME, being_cancelled, tag_outcome
+from tasks.recovery import first_run
+from tasks.runs import OUTCOME, being_cancelled, present_run, tag_outcome
 from tasks.values import BeamDose, Outcomes, Report, Unit
 
 __all__ = ["begin_case", "case_in_hand", "end_case", "units_of"]
@@ -123,7 +124,7 @@ def begin_case(folder: Path, manifest: CaseManifest, *, recalculate: bool) -> St
 
 def units_of(manifest: CaseManifest, folder: Path, *, recalculate: bool) -> list[Unit]:
     """The engine runs of a fraction: each beam from its logs, and from the plan through the same engine."""
-    again = str(runtime.flow_run.id)[:8] if recalculate else ""
+    again = str(first_run(present_run()))[:8] if recalculate else ""
     return [
         Unit(manifest=manifest, beam_number=beam.number, source=source, folder=str(folder), again=again)
         for beam in manifest.beams

@@ -22,7 +22,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from mqi.errors import ConfigurationError
 from tasks.progress import BeamProgress
-from tasks.runs import note_lease
+from tasks.recovery import note_lease
 from tasks.stopping import STOP, Stopped
 
 __all__ = ["gpu_slot", "limit_name"]

@@ -147,7 +147,7 @@ class Installation:
         mine = [one for one in self.records().values() if one.manifest and one.manifest.plan_uid == uid]
         return mine[0] if mine else None
 
-    def finished(self, case: SyntheticCase, timeout_s: float = 120) -> CaseRecord:
+    def finished(self, case: SyntheticCase, timeout_s: float = 300) -> CaseRecord:
         """Wait until a case has ended, however it did."""
 
         def ended() -> CaseRecord | None:
