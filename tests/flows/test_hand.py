@@ -15,15 +15,16 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
-    ArtifactFilterKey,
+    ArtifactFilterType,
     FlowRunFilter,
     FlowRunFilterId,
+    FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import AwaitingRetry, Cancelling
 
 from blocks import CaseFolders, ComputeHost, MachineCalibration, MoquiParameters, QaCriteria, load_site
-from mqi.case import CaseStatus, DoseSource, JobStatus, case_key
+from mqi.case import CaseStatus, JobStatus, case_key
 from mqi.errors import ConfigurationError
 from mqi.record import record_folder
 from mqi.synthesize import Recipe, SyntheticCase
@@ -140,10 +141,12 @@ def row(site: Installation, case: SyntheticCase) -> dict[str, str]:
 
 
 def progress(site: Installation, case: SyntheticCase) -> str:
-    """What stands under the progress bars of a case's beams."""
-    keys = [f"{key_of(case)}-beam-2-{source}".lower() for source in DoseSource]
+    """What stands under the progress bars of a case's run."""
     with site.client() as client:
-        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=keys)))
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(type=ArtifactFilterType(any_=["progress"])),
+            flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[key_of(case)])),
+        )
     return "\n".join(str(one.description) for one in found)
 
 
