@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def at_rest(site: Installation, delivered: dict[str, Delivered]) -> Clinic:
     """Wait until every case stands in the worklist with its last word, and no run is under way."""
 
     def look() -> Clinic | None:
+        time.sleep(3)  # a look asks for everything, and the server has work to do
         clinic = Clinic(
             site, delivered, site.worklist(), site.runs(), site.records(), dict(site.engine_runs())
         )
