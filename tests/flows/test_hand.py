@@ -250,6 +250,7 @@ def test_cancel_ends_the_engines_and_a_retry_completes_the_case(site: Installati
     assert sum(engine_runs(site, case).values()) == 4 + 2
 
 
+@pytest.mark.kills  # not seen to pass yet on a busy machine: runs with the kill matrix
 def test_a_limit_of_zero_makes_beams_wait_visibly_and_a_higher_one_lets_them_go_on(
     site: Installation,
 ) -> None:
