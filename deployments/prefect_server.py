@@ -3,8 +3,9 @@
 SQLite refuses a transaction that reads before it writes when another one wrote meanwhile. The refusal leaves
 a cursor in a reference cycle. Collected in the event loop while its connection waits for the database (up to
 60 s, Prefect sets that), the cursor waits for the connection, the loop for the cursor, and the transaction
-that holds the database for the loop: the server stands still for a minute, again and again under load
-(measured with Prefect 3.8.8). A thread of its own may wait.
+that holds the database for the loop: the server stands still for a minute, again and again under load.
+The stalls were measured (Prefect 3.8.8); that garbage causes them is inferred from stacks, not proven. A
+thread of its own may wait.
 """
 
 from __future__ import annotations
