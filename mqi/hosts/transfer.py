@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 
 from mqi.case import FileFact
 from mqi.errors import MQIError, ProcessingError, ResourceError, TransferError
+from mqi.files import sync_folder
 
 __all__ = [
     "check_relative",
@@ -229,7 +230,7 @@ def _copy_all(source: Path, target: Path, facts: Iterable[FileFact]) -> None:
         folders.add(place.parent)
     for folder in folders:
         with explained("cannot write the copy", folder):
-            _sync_folder(folder)
+            sync_folder(folder)
 
 
 def _copy_file(source: Path, target: Path, fact: FileFact) -> None:
@@ -267,15 +268,6 @@ def open_regular(path: Path) -> Generator[BufferedReader, None, None]:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise TransferError("not a regular file", path=path, todo="Only files and folders are copied")
             yield file
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames below a folder last over a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
