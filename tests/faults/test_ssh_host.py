@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import multiprocessing
 import os
 import random
 import subprocess
@@ -45,6 +44,7 @@ from mqi.hosts.pool import close_pools, pool_of
 from mqi.hosts.smi import parse_facts
 from mqi.hosts.ssh import SshHost
 from mqi.hosts.ssh_shell import SshShell
+from tests.processes import CLEAN
 from tests.sshd import Sshd, running_sshd
 from tests.tcpproxy import FaultProxy, running_proxy
 
@@ -484,8 +484,7 @@ def test_four_processes_may_send_the_same_folder_at_once(
 ) -> None:
     (folder / "spots.csv").write_bytes(os.urandom(2_000_000))
     host.list()
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_put, args=(settings, folder)) for _ in range(4)]
+    processes = [CLEAN.Process(target=_put, args=(settings, folder)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:

@@ -169,9 +169,11 @@ def test_a_cases_run_shows_the_verdict_first_and_each_beams_progress(viewer: Vie
     viewer.page.get_by_role("button", name="Artifacts").or_(
         viewer.page.get_by_text("Artifacts", exact=True)
     ).last.click(timeout=LOOK_MS)
-    viewer.sees(f"{key_of(clinic.bad).lower()}-fraction-1-beam-2-log")
     viewer.sees(re.compile(r"✗ FAIL: Beam 3 .*Beam meterset \+3\.00 %"))
     viewer.picture("ui-run")
+    viewer.page.get_by_role("heading", name="Task runs").scroll_into_view_if_needed()  # loaded when seen
+    viewer.page.mouse.wheel(0, 10_000)
+    viewer.sees(f"{key_of(clinic.bad).lower()}-fraction-1-beam-2-log")
     viewer.page.get_by_role("link", name=f"{key_of(clinic.bad).lower()}-fraction-1-verdict").first.click()
     viewer.sees(f"✗ FAIL · {key_of(clinic.bad)} · fraction 1")
     viewer.sees(re.compile("Not for clinical use"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -34,6 +33,7 @@ from mqi.hosts.base import Slot
 from mqi.hosts.gpus import read_gpus
 from mqi.hosts.jobs import Completed, Jobs, choose_attempt, parse_state
 from mqi.hosts.local import LocalHost, LocalShell
+from tests.processes import CLEAN
 
 ENGINE = """\
 . ./run.in
@@ -138,12 +138,11 @@ def test_eight_processes_that_compute_the_same_beam_at_once_run_it_once(
     host: Host, folder: Path, settings: HostSettings
 ) -> None:
     (folder / "script").write_text("sleep 0.3")
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [context.Process(target=_compute, args=(settings, folder, results)) for _ in range(8)]
+    results = CLEAN.Queue()
+    processes = [CLEAN.Process(target=_compute, args=(settings, folder, results)) for _ in range(8)]
     for process in processes:
         process.start()
-    states = [results.get(timeout=30) for _ in processes]
+    states = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
     assert len(set(states)) == 1
@@ -169,13 +168,20 @@ def _payload(settings: HostSettings, name: str) -> int:
     return int((Path(settings.workspace) / "jobs" / name / "child").read_text().split()[0])
 
 
+def _wait(settings: HostSettings, begun: Any) -> None:
+    host = connect(settings)
+    begun.set()
+    wait(host, "u.a1")
+
+
 def test_whoever_waits_may_be_killed_and_another_goes_on_waiting(
     host: Host, folder: Path, settings: HostSettings
 ) -> None:
-    host.submit(request(host, folder, script="sleep 1"))
-    context = multiprocessing.get_context("fork")
-    waiting = context.Process(target=wait, args=(host, "u.a1"))
+    host.submit(request(host, folder, script="sleep 5"))
+    begun = CLEAN.Event()
+    waiting = CLEAN.Process(target=_wait, args=(settings, begun))
     waiting.start()
+    assert begun.wait(60)
     time.sleep(0.3)
     assert waiting.pid
     os.kill(waiting.pid, signal.SIGKILL)

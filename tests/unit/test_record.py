@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -43,6 +42,7 @@ from mqi.record import (
     with_beam,
     write_record,
 )
+from tests.processes import CLEAN
 
 KEY, FRACTION = "P1-12345678", "2026010120000000"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -384,8 +384,7 @@ def _append_many(results: str, who: int) -> None:
 
 
 def test_eight_processes_append_and_no_line_is_lost_or_mixed(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_append_many, args=(str(tmp_path), who)) for who in range(8)]
+    workers = [CLEAN.Process(target=_append_many, args=(str(tmp_path), who)) for who in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from mqi.hosts.transfer import (
     scan_folder,
     verify_folder,
 )
+from tests.processes import CLEAN
 
 
 @pytest.fixture
@@ -207,11 +207,10 @@ def test_a_file_without_the_right_to_read_it_is_named() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "secret").touch(mode=0)
-        context = multiprocessing.get_context("fork")
-        said = context.Queue()
-        process = context.Process(target=_scan_as_nobody, args=(folder, said))
+        said = CLEAN.Queue()
+        process = CLEAN.Process(target=_scan_as_nobody, args=(folder, said))
         process.start()
-        assert "secret: cannot read the file (Permission denied)" in said.get(timeout=10)
+        assert "secret: cannot read the file (Permission denied)" in said.get(timeout=60)
         process.join()
 
 
@@ -265,13 +264,20 @@ def test_a_copy_that_the_disk_garbled_is_not_given_its_name(
     assert names(tmp_path / "unit") == []
 
 
+def _copy(source: Path, target: Path, begun: Any) -> None:
+    begun.set()
+    copy_folder(source, target)
+
+
 def test_a_copy_that_is_killed_anywhere_is_finished_by_the_next(source: Path, tmp_path: Path) -> None:
     for number in range(30):
         (source / f"{number:02}.csv").write_bytes(os.urandom(50_000))
-    target, context = tmp_path / "unit", multiprocessing.get_context("fork")
+    target = tmp_path / "unit"
     for delay_ms in (3, 8, 15, 25):
-        process = context.Process(target=copy_folder, args=(source, target))
+        begun = CLEAN.Event()
+        process = CLEAN.Process(target=_copy, args=(source, target, begun))
         process.start()
+        assert begun.wait(60)
         time.sleep(delay_ms / 1000)
         assert process.pid
         os.kill(process.pid, signal.SIGKILL)
@@ -289,8 +295,8 @@ def _locked_copy(source: Path, target: Path) -> None:
 
 
 def test_four_processes_may_send_the_same_folder_at_once(source: Path, tmp_path: Path) -> None:
-    target, context = tmp_path / "unit", multiprocessing.get_context("fork")
-    processes = [context.Process(target=_locked_copy, args=(source, target)) for _ in range(4)]
+    target = tmp_path / "unit"
+    processes = [CLEAN.Process(target=_locked_copy, args=(source, target)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
