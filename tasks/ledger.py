@@ -30,7 +30,7 @@ from mqi.record import (
     with_beam,
     write_record,
 )
-from mqi.report.words import VERDICT_WORDS
+from mqi.words import VERDICT_WORDS
 from tasks.recovery import first_run
 from tasks.runs import OUTCOME, being_cancelled, present_run, tag_outcome
 from tasks.values import BeamDose, Outcomes, Report, Unit

@@ -26,16 +26,13 @@ from mqi.plan import IonPlan, PlanBeam, read_plan
 from mqi.qa import BeamVerdict, QaVerdict
 from mqi.report import (
     BeamPage,
-    BeamScene,
     CalibrationFacts,
     EngineFacts,
     FileHash,
     ReportContent,
-    beam_page,
     case_artifact_markdown,
-    write_report,
 )
-from mqi.report.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS
+from mqi.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS
 from tasks.assess import doses_by_beam, gamma_map_path, tps_dose
 from tasks.caching import WhileFilesStand
 from tasks.values import BeamDose, Report, artifact_key, report_of
@@ -88,6 +85,8 @@ def report_case(
         outputs=tuple(FileHash(dose.dose.path, dose.dose.sha256) for dose in doses),
         warnings=manifest.warnings,
     )
+    from mqi.report.write import write_report
+
     files = write_report(Path(folder), content)
     _publish(content, (files.html, files.pdf))
     return report_of(Path(folder), files.html, files.pdf)
@@ -122,6 +121,8 @@ def _page(
     with np.load(gamma_map_path(folder, beam.number)) as stored:
         gamma = planned.with_values(stored["gamma"].astype(np.float64))
     spots = pair[0].finished.prepared.spots
+    from mqi.report.pictures import BeamScene, beam_page
+
     scene = BeamScene(
         log=log,
         plan=planned,

@@ -14,8 +14,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
 
 from mqi.case import Verdict
-from mqi.report.words import VERDICT_SYMBOLS, VERDICT_WORDS
 from mqi.scan import ScanRow
+from mqi.words import VERDICT_SYMBOLS, VERDICT_WORDS
 
 __all__ = ["publish_worklist"]
 

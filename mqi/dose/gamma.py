@@ -10,15 +10,18 @@ import math
 import pickle
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from mqi.case import Frozen
-from mqi.dose.gamma_search import BLOCK, Search, compile_search
 from mqi.dose.grid import SAME_POINT_MM, DoseGrid, index_map
 from mqi.errors import ValidationError
+
+if TYPE_CHECKING:
+    from mqi.dose.gamma_search import Search
 
 __all__ = ["GammaCriteria", "GammaResult", "gamma", "warm_up"]
 
@@ -148,6 +151,8 @@ def _search(
     reach = np.full(3, math.floor(criteria.maximum * criteria.interpolation + 1e-9), dtype=np.int64)
     reach[_flat_axes(reference, evaluated)] = 0
     voxels = np.ceil(reach * step).astype(np.int64)
+    from mqi.dose.gamma_search import BLOCK
+
     blocks = -(-dose.size // BLOCK)
     arguments = (
         dose,
@@ -224,6 +229,10 @@ _NO_CACHE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError)
 @functools.cache
 def _compiled() -> Search:
     """The search as machine code, kept on the disk where that is possible."""
+    from mqi.dose.gamma_search import (
+        compile_search,  # with numba: half a second, which only a comparison pays
+    )
+
     try:
         return _first_run(compile_search(cache=True))
     except _NO_CACHE:

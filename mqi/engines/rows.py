@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mqi.engines.contract import EngineLayer
@@ -128,6 +127,8 @@ def read_layer(path: Path) -> EngineLayer:
 
 def _numbers(lines: bytes, path: Path) -> NDArray[np.float64]:
     """The values, one a line. Empty lines and text are refused, "nan" and "inf" too."""
+    import pandas as pd  # half a second, which only a reader pays
+
     try:
         table = pd.read_csv(
             io.BytesIO(lines),

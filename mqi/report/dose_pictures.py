@@ -24,7 +24,7 @@ from mqi.report.canvas import (
     plain_axes,
 )
 from mqi.report.planes import Plane, plane_through, sample
-from mqi.report.words import WORDS
+from mqi.words import WORDS
 
 if TYPE_CHECKING:
     from mqi.report.pictures import BeamScene

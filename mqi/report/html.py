@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from mqi.case import Verdict
 from mqi.report import tables, view
 from mqi.report.content import BeamPage, ReportContent
-from mqi.report.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS, WORDS
+from mqi.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS, WORDS
 
 __all__ = ["html_report"]
 

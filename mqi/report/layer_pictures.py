@@ -15,7 +15,7 @@ from mqi.case import Verdict
 from mqi.log.account import BeamAccount, LayerAccount
 from mqi.qa import MeasureKind, QaCriteria, layer_verdicts
 from mqi.report.canvas import DISTANCE_COLOURS, INK, LIMIT_LINES, LOG_COLOUR, VERDICT_COLOURS, plain_axes
-from mqi.report.words import WORDS
+from mqi.words import WORDS
 
 if TYPE_CHECKING:
     from mqi.report.pictures import LayerTime, Spots

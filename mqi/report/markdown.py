@@ -19,7 +19,7 @@ from mqi.report.view import (
     signed,
     summary_rows,
 )
-from mqi.report.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS, WORDS
+from mqi.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS, WORDS
 
 __all__ = ["MOST_BYTES", "beam_artifact_markdown", "case_artifact_markdown"]
 

@@ -39,7 +39,7 @@ from mqi.report.pdf_parts import (
     register_fonts,
     ruled_table,
 )
-from mqi.report.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS, WORDS
+from mqi.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS, WORDS
 
 __all__ = ["pdf_report"]
 

@@ -23,7 +23,7 @@ from reportlab.platypus import Flowable, Image, Paragraph, Table
 from mqi.case import Verdict
 from mqi.report.content import Picture
 from mqi.report.view import Cell, short
-from mqi.report.words import WORDS
+from mqi.words import WORDS
 
 __all__ = [
     "BODY",

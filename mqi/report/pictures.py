@@ -31,7 +31,7 @@ from mqi.report.layer_pictures import (
 )
 from mqi.report.planes import interesting_point, plane_through
 from mqi.report.view import worst_layer
-from mqi.report.words import WORDS
+from mqi.words import WORDS
 
 __all__ = ["BeamScene", "LayerTime", "Spots", "beam_page"]
 

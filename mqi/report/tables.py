@@ -10,7 +10,7 @@ from mqi.log.account import LayerAccount
 from mqi.qa import BeamVerdict, GammaFinding, MeasureKind, QaCriteria, layer_verdicts
 from mqi.report.content import ReportContent
 from mqi.report.view import Cell, clean, number, short
-from mqi.report.words import WORDS
+from mqi.words import WORDS
 
 __all__ = [
     "account_rows",

@@ -21,7 +21,7 @@ from mqi.qa import (
     measure_beam,
 )
 from mqi.report.content import ReportContent
-from mqi.report.words import WORDS
+from mqi.words import WORDS
 
 __all__ = [
     "SUMMARY_HEADINGS",

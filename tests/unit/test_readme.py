@@ -20,9 +20,9 @@ from mqi.engines.settings import PARAMETERS, EngineSettings
 from mqi.hosts.base import HostSettings
 from mqi.intake import IntakeRules
 from mqi.qa import QaCriteria as Criteria
-from mqi.report.words import VERDICT_SYMBOLS, VERDICT_WORDS
 from mqi.retry import RetryPolicy
 from mqi.synthesize import SPOILS
+from mqi.words import VERDICT_SYMBOLS, VERDICT_WORDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -22,22 +22,20 @@ from mqi.log.account import BeamAccount, LayerAccount
 from mqi.qa import PLANNING_SYSTEM, SAME_ENGINE, GammaFinding, QaCriteria, judge_beam, judge_case
 from mqi.report import (
     BeamPage,
-    BeamScene,
     CalibrationFacts,
     EngineFacts,
     FileHash,
-    LayerTime,
     ReportContent,
     beam_artifact_markdown,
-    beam_page,
     case_artifact_markdown,
-    write_report,
 )
 from mqi.report.html import html_report
 from mqi.report.markdown import MOST_BYTES
 from mqi.report.pdf import pdf_report
+from mqi.report.pictures import BeamScene, LayerTime, beam_page
 from mqi.report.planes import axis_label, interesting_point, plane_through, sample
-from mqi.report.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS
+from mqi.report.write import write_report
+from mqi.words import VERDICT_NOTES, VERDICT_SYMBOLS, VERDICT_WORDS
 from tests.requirement import program
 
 CRITERIA = QaCriteria()
