@@ -16,7 +16,18 @@ from deployments.environment import POOL, Home, api_url, environment, ui_url, wo
 from deployments.site import SiteSettings, describe, load_site_file, make_site_file
 from mqi.errors import ConfigurationError, ResourceError
 
-__all__ = ["Service", "apply_file", "bring_down", "bring_up", "connect", "down", "print_environment", "up"]
+__all__ = [
+    "SERVER",
+    "Service",
+    "apply_file",
+    "bring_down",
+    "bring_up",
+    "connect",
+    "down",
+    "print_environment",
+    "up",
+    "worker_command",
+]
 
 FIRST_PORT = 4200
 HEALTHY_S = 120.0  # a first start on a slow machine migrates the database; usual: 4 to 11 s
@@ -161,10 +172,9 @@ def _await_health(home: Home, server: processes.Record) -> None:
         )
 
 
-def _start_worker(home: Home, port: int, variables: dict[str, str], say: Say) -> None:
-    from deployments.apply import worker_online
-
-    argv = [
+def worker_command(home: Home) -> list[str]:
+    """What starts the worker of this machine. Nothing is installed by it."""
+    return [
         *PREFECT,
         "worker",
         "start",
@@ -175,8 +185,13 @@ def _start_worker(home: Home, port: int, variables: dict[str, str], say: Say) ->
         "--install-policy",
         "never",
     ]
+
+
+def _start_worker(home: Home, port: int, variables: dict[str, str], say: Say) -> None:
+    from deployments.apply import worker_online
+
     since = datetime.now(UTC)
-    record = processes.start(home, "worker", argv, variables, port)
+    record = processes.start(home, "worker", worker_command(home), variables, port)
 
     def settled() -> bool:
         return not processes.alive(record) or worker_online(home.worker_name, since)

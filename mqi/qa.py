@@ -163,6 +163,6 @@ def _not_evaluated(
     ]
     if alone:
         which = f"Beam {alone[0]}" if len(alone) == 1 else f"Beams {ranges(alone)}"
-        yield f"{which}: the comparison with the planning system, of which no dose was there"
+        yield f"{which}: the comparison with the planning system, which sent no dose in the same medium"
     if len(beams) > 1 and not plan_gammas:
         yield "The sum of all beams was not compared"

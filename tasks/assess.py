@@ -13,6 +13,7 @@ from mqi.case import CaseManifest, DoseSource, FileFact
 from mqi.dose.gamma import GammaResult, gamma
 from mqi.dose.grid import DoseGrid, on_one_grid, resample, total
 from mqi.dose.rtdose import read_rtdose
+from mqi.engines.contract import Medium
 from mqi.files import atomic_path, inside
 from mqi.qa import (
     PLANNING_SYSTEM,
@@ -48,8 +49,8 @@ def assess_case(
     """Judge every beam that has its doses, and the case.
 
     Reference is the plan, evaluated is the log: through the same engine, and against the planning system's
-    dose where it came along. The sum of the beams is compared only when no beam is missing from it and all
-    of them were computed in the same CT.
+    dose where it came along and was computed in the same medium. The sum of the beams is compared only when
+    no beam is missing from it and all of them were computed in the same CT.
     """
     beams: list[BeamVerdict] = []
     of_beam = doses_by_beam(doses)
@@ -61,7 +62,7 @@ def assess_case(
         result = gamma(planned, delivered, criteria.gamma)
         _save_gamma(gamma_map_path(folder, number), result)
         findings = [gamma_finding(SAME_ENGINE, result, float(delivered.values.max()))]
-        findings += _against_planning_system(manifest, manifest.beam(number).tps_dose, delivered, criteria)
+        findings += _against_planning_system(manifest, tps_fact(manifest, log), delivered, criteria)
         account = log.finished.prepared.account
         assert account is not None  # source LOG
         beams.append(judge_beam(account, findings, criteria))
@@ -71,7 +72,9 @@ def assess_case(
         delivered, planned = total(sums[DoseSource.LOG]), total(sums[DoseSource.PLAN])
         result = gamma(planned, delivered, criteria.gamma)
         plan_findings = [gamma_finding(SAME_ENGINE, result, float(delivered.values.max()))]
-        plan_findings += _against_planning_system(manifest, manifest.tps_plan_dose, delivered, criteria)
+        in_patient = all(same_medium(manifest, log) for log, _ in of_beam.values())
+        fact = manifest.tps_plan_dose if in_patient else None
+        plan_findings += _against_planning_system(manifest, fact, delivered, criteria)
     return judge_case(beams, plan_findings, criteria, failed)
 
 
@@ -91,8 +94,19 @@ def gamma_map_path(folder: str, beam_number: int) -> Path:
     return Path(folder, "beams", f"{beam_number:02d}", "gamma.npz")
 
 
-def tps_dose(manifest: CaseManifest, fact: FileFact | None, like: DoseGrid) -> DoseGrid | None:
-    """The planning system's dose on another grid, or None when none came along."""
+def same_medium(manifest: CaseManifest, dose: BeamDose) -> bool:
+    """Whether a dose was computed in what the planning system computed in: the CT, if one came along."""
+    return not manifest.ct or dose.finished.prepared.input.medium is Medium.CT
+
+
+def tps_fact(manifest: CaseManifest, log: BeamDose) -> FileFact | None:
+    """The planning system's dose of a beam, where it can be compared with the dose from the log."""
+    return manifest.beam(log.unit.beam_number).tps_dose if same_medium(manifest, log) else None
+
+
+def tps_dose(manifest: CaseManifest, log: BeamDose, like: DoseGrid) -> DoseGrid | None:
+    """The planning system's dose of a beam on another grid; None where it cannot be compared."""
+    fact = tps_fact(manifest, log)
     if fact is None:
         return None
     return resample(read_rtdose(inside(Path(manifest.folder), fact.path)).dose, like)

@@ -131,7 +131,7 @@ def _page(
         bev_axes=bev_axes(
             beam.gantry_angle_deg, beam.couch_angle_deg, beam.collimator_angle_deg, plan.patient_position
         ),
-        tps=tps_dose(manifest, manifest.beam(beam.number).tps_dose, log),
+        tps=tps_dose(manifest, pair[0], log),
         spots=load_spots(Path(folder, spots.path)) if spots else None,
     )
     return beam_page(judged, scene, verdict.criteria)

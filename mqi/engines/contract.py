@@ -84,4 +84,5 @@ class EngineInput(Frozen):
     rows: int
     total_counts: int
     total_mu: float
+    medium: Medium
     output: ExpectedOutput

@@ -129,6 +129,7 @@ def write_input(
     voxels = geometry.shape[0] * geometry.shape[1] * geometry.shape[2]
     scorer = settings.parameter("Scorer")
     return EngineInput(
+        medium=medium,
         folder=str(folder),
         digest=_digest(
             {

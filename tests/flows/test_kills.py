@@ -28,7 +28,8 @@ from prefect.states import AwaitingRetry
 
 from deployments import processes
 from deployments.apply import ZOMBIES
-from deployments.environment import Home
+from deployments.environment import Home, environment
+from deployments.service import SERVER, worker_command
 from mqi.case import CaseStatus
 from mqi.record import CaseRecord
 from mqi.synthesize import Recipe, SyntheticCase
@@ -114,15 +115,18 @@ def systemd(site: Installation) -> Iterator[None]:
     """Start again what has died, until told to stop; note what is up in ``run/up.json``."""
     stop = threading.Event()
     home = Home(site.home)
+    variables = environment(home, site.port) | site.environment
+    commands = {"server": SERVER, "worker": worker_command(home)}
 
     def watch() -> None:
         while not stop.wait(0.1):
-            records = {name: processes.read(home, name) for name in ("server", "worker")}
-            if not all(processes.alive(record) for record in records.values()):
-                site.command("up", "--port", str(site.port), timeout_s=300)
-                continue
-            pids = {name: record.pid for name, record in records.items() if record}
-            (home.run / "up.json").write_text(json.dumps(pids))
+            for name, command in commands.items():
+                if not processes.alive(processes.read(home, name)):
+                    processes.start(home, name, command, variables, site.port)
+            if processes.answers(site.port):
+                records = {name: processes.read(home, name) for name in commands}
+                pids = {name: record.pid for name, record in records.items() if record}
+                (home.run / "up.json").write_text(json.dumps(pids))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -184,8 +188,9 @@ def happened(site: Installation) -> Aftermath:
         after.bound = len(crashed(runs_of("flow-early"))), len(runs_of("flow-early"))
         client.set_flow_run_state(beaten.id, AwaitingRetry(), force=True)  # what Retry in the UI does
     completed("forgotten", *FIRST)
-    deliver(*THEN)
-    completed(*THEN)
+    for name in THEN:  # one by one: a run that is just being started goes down with its worker
+        deliver(name)
+        completed(name)
     deliver("power")
     completed("power")
     for name in after.cases:

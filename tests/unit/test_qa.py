@@ -158,7 +158,7 @@ def test_the_planning_system_decides_too_where_its_dose_is_there():
     assert not judge_case([beam], [], CRITERIA).not_evaluated
     alone = judge_case([judged(number=2), judged(number=3)], [], CRITERIA)
     assert alone.not_evaluated == (
-        "Beams 2-3: the comparison with the planning system, of which no dose was there",
+        "Beams 2-3: the comparison with the planning system, which sent no dose in the same medium",
         "The sum of all beams was not compared",
     )
 
