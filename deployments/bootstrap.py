@@ -223,7 +223,7 @@ def _install(environment: Environment, lock: str, say: Say) -> None:
                     break
                 except subprocess.TimeoutExpired:
                     say(f"  installing packages ... {time.monotonic() - started:.0f} s, {_step(log)}")
-        except BaseException:
+        except BaseException:  # Ctrl-C must not leave pip at work
             process.kill()
             process.wait()
             raise

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import threading
 from collections.abc import Iterable
 from decimal import ROUND_UP, Context, Decimal
 from pathlib import Path
@@ -18,6 +16,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from mqi.dose.grid import DoseGrid, checked_grid
 from mqi.errors import ResourceError, ValidationError
+from mqi.files import atomic_path
 from mqi.plan import IonPlan
 
 __all__ = ["write_rtdose"]
@@ -208,21 +207,9 @@ def _save(path: Path, dataset: Dataset) -> None:
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta = meta
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        try:
-            with part.open("wb") as stream:
-                pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with atomic_path(path) as part, part.open("wb") as stream:
+            pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
     except OSError as error:
         raise ResourceError(
             f"the dose cannot be written ({error.strerror})",

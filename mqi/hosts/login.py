@@ -102,7 +102,7 @@ def _log_in_once(settings: SshSettings, credentials: SshCredentials | None) -> L
     try:
         tunnel = _tunnel(bastion, settings)
         return Link(_authenticated(settings, settings, tunnel, credentials), sock, bastion)
-    except BaseException:
+    except BaseException:  # also an interrupt: no connection stays open behind it
         bastion.close()
         raise
 
@@ -207,7 +207,7 @@ def _authenticated(
         _log_in_as(hop, transport, find_credentials(hop, credentials))
         transport.set_keepalive(max(1, round(settings.keepalive_s)))
         return transport
-    except BaseException:
+    except BaseException:  # as above
         transport.close()
         raise
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from mqi.errors import ResourceError
+from mqi.files import atomic_path
 from mqi.report.content import ReportContent, ReportFiles
 from mqi.report.html import html_report
 from mqi.report.pdf import pdf_report
@@ -24,10 +25,9 @@ def write_report(folder: Path, content: ReportContent) -> ReportFiles:
     written = ((files.html, html_report(content).encode("utf-8")), (files.pdf, pdf_report(content)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, data in written:
-            _write_and_sync(_part(path), data)
-        for path, _ in written:
-            _part(path).replace(path)
+        with ExitStack() as both:
+            for path, data in written:
+                both.enter_context(atomic_path(path)).write_bytes(data)
     except OSError as error:
         raise ResourceError(
             f"the report could not be written: {error.strerror or error}",
@@ -36,14 +36,3 @@ def write_report(folder: Path, content: ReportContent) -> ReportFiles:
             todo="Look at the disk's free space and at who may write there; the step is repeated by itself.",
         ) from error
     return files
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
-
-
-def _write_and_sync(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -130,7 +130,7 @@ class ScanIndex:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
-        except BaseException:
+        except BaseException:  # an interrupt too: a half transaction would keep all others out
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")

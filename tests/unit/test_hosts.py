@@ -193,7 +193,7 @@ def test_whoever_waits_may_be_killed_and_another_goes_on_waiting(
 def test_an_interrupt_of_the_whole_process_group_leaves_the_job_alone(
     host: Host, folder: Path, settings: HostSettings
 ) -> None:
-    job = request(host, folder, script="sleep 0.6")
+    job = request(host, folder, script="while [ ! -e ../../go ]; do sleep 0.05; done")
     code = (
         "import sys, threading; from mqi.hosts import *\n"
         "host = connect(HostSettings.model_validate_json(sys.argv[1]))\n"
@@ -209,6 +209,8 @@ def test_an_interrupt_of_the_whole_process_group_leaves_the_job_alone(
     os.killpg(process.pid, signal.SIGINT)
     process.communicate()
     assert process.returncode != 0
+    assert host.state("u.a1").status is JobStatus.RUNNING
+    (Path(settings.workspace) / "go").touch()
     assert wait(host, "u.a1").status is JobStatus.COMPLETED
 
 
