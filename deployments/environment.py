@@ -173,7 +173,7 @@ def environment(home: Home, port: int) -> dict[str, str]:
         "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
         # Logs are files: no colour codes in them. And a run must outlive its worker: see the file.
         "PREFECT_LOGGING_COLORS": "false",
-        "PREFECT_LOGGING_SETTINGS_PATH": kept.get(
-            "PREFECT_LOGGING_SETTINGS_PATH", str(Path(__file__).with_name("logging.yml"))
+        "PREFECT_LOGGING_CONFIG_PATH": kept.get(
+            "PREFECT_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("logging.yml"))
         ),
     }

@@ -19,6 +19,7 @@ import time
 __all__ = ["main"]
 
 COLLECT_EVERY_S = 5.0
+YOUNG_LOOKS = 12
 
 
 def main() -> None:
@@ -31,8 +32,10 @@ def main() -> None:
 
 def _collect() -> None:
     while True:
-        time.sleep(COLLECT_EVERY_S)
-        gc.collect()
+        for _ in range(YOUNG_LOOKS):
+            time.sleep(COLLECT_EVERY_S)
+            gc.collect(1)
+        gc.collect()  # 0.2 s with the event loop waiting: now and then is enough
 
 
 if __name__ == "__main__":

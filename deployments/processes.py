@@ -29,6 +29,7 @@ __all__ = [
     "alive",
     "alone",
     "answers",
+    "end_runs",
     "free_port",
     "listens",
     "log_tail",
@@ -155,6 +156,34 @@ def stop(home: Home, name: str, timeout_s: float) -> bool:
     wait_until(lambda: _ended(record), KILL_S)
     _write(home, Record(name, 0, "", record.port, record.started_at))
     return True
+
+
+def end_runs(home: Home, timeout_s: float) -> int:
+    """End the flow runs of this home that are still at work; return how many there were.
+
+    Each is a session of its own and may have outlived its worker. Asked first, so that it says on the server
+    that it crashed; killed when it does not end. The next `up` runs its case again.
+    """
+    runs = {pid: known for pid in _runs(home) if (known := identity(pid)) is not None}
+    for number, wait_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, KILL_S)):
+        for pid, known in runs.items():
+            if identity(pid) == known:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        if wait_until(lambda: all(identity(pid) != known for pid, known in runs.items()), wait_s):
+            break
+    return len(runs)
+
+
+def _runs(home: Home) -> Iterator[int]:
+    """Processes of flow runs: known by what the worker put into their environment."""
+    here = f"MQI_HOME={home.folder}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                words = (entry / "environ").read_bytes().split(b"\0")
+                if here in words and any(word.startswith(b"PREFECT__FLOW_RUN_ID=") for word in words):
+                    yield int(entry.name)
 
 
 def _ended(record: Record) -> bool:

@@ -34,6 +34,7 @@ HEALTHY_S = 120.0  # a first start on a slow machine migrates the database; usua
 WORKER_S = 60.0
 SERVER_STOP_S = 15.0
 WORKER_STOP_S = 15.0
+RUNS_STOP_S = 10.0
 PORT_ATTEMPTS = 5
 PREFECT = [sys.executable, "-m", "prefect"]
 SERVER = [sys.executable, "-m", "deployments.prefect_server"]
@@ -214,6 +215,8 @@ def bring_down(home: Home, names: tuple[str, ...], say: Say) -> bool:
             if name in names and processes.stop(home, name, wait_s):
                 say(f"The {name} is stopped.")
                 ran = True
+            if name == "worker" and name in names and (left := processes.end_runs(home, RUNS_STOP_S)):
+                say(f"Runs that were ended: {left}. The next `up` goes on with their cases.")
     return ran
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,9 +65,12 @@ def _look(site: Site, index: ScanIndex, host: str, told: dict[tuple[str, str], s
 
 
 def _next_run_due(period_s: float) -> float:
+    """When this run has to end. One that starts late, after an outage, still fills the rest of its period."""
+    now = time.time()
     scheduled = runtime.flow_run.scheduled_start_time
-    began = scheduled.timestamp() if scheduled else time.time()
-    return max(began + period_s, time.time()) - 2.0
+    began = scheduled.timestamp() if scheduled else now
+    periods = max(1, math.ceil((now - began) / period_s))
+    return began + periods * period_s - 2.0
 
 
 def _settling_pause(rows: list[ScanRow], site: Site, look_every_s: float) -> float:

@@ -176,14 +176,12 @@ def happened(site: Installation) -> Aftermath:
         runs = runs_of("flow-early")
         return runs[-1] if len(crashed(runs)) >= MAX_RUNS else None
 
-    deliver("undisturbed")
-    completed("undisturbed")
     deliver("forgotten")
     site.until(lambda: not list(site.notes.glob("*.order")), PATIENCE_S, "the worker to be killed")
     site.until(lambda: site_is_up(site), PATIENCE_S, "the worker to be there again")
-    deliver(*FIRST)
+    deliver("undisturbed", *FIRST)
     beaten = site.until(killed_too_often, PATIENCE_S, "the run that is killed too often")
-    completed("flow-late", "flow-edges", "engine")  # many looks of the scanner later
+    completed("undisturbed", "flow-late", "flow-edges", "engine")  # many looks of the scanner later
     with site.client() as client:
         after.bound = len(crashed(runs_of("flow-early"))), len(runs_of("flow-early"))
         client.set_flow_run_state(beaten.id, AwaitingRetry(), force=True)  # what Retry in the UI does
@@ -235,10 +233,13 @@ def test_every_kill_that_was_ordered_was_done(aftermath: Aftermath) -> None:
 def test_no_engine_ran_twice_for_the_same_inputs(aftermath: Aftermath, name: str) -> None:
     runs = aftermath.engine_runs(name)
     assert set(runs.values()) == {1}, runs
-    attempts = Counter(job.rpartition(".a")[0] for job in runs)
-    assert len(attempts) == 4  # two beams, from the log and from the plan
+    last: dict[str, int] = {}
+    for job in runs:  # an engine that is killed before its first line does not note itself
+        unit, _, attempt = job.rpartition(".a")
+        last[unit] = max(last.get(unit, 0), int(attempt))
+    assert len(last) == 4  # two beams, from the log and from the plan
     killed = sum({"engine", "supervisor"} & set(victims) != set() for _, _, victims in FATES[name])
-    assert sum(attempts.values()) == 4 + killed, runs  # a killed engine has one successor
+    assert sum(last.values()) == 4 + killed, runs  # a killed engine has one successor
 
 
 def identity_free(path: Path) -> str:

@@ -23,6 +23,7 @@ from deployments.processes import (
     alive,
     alone,
     answers,
+    end_runs,
     free_port,
     identity,
     listens,
@@ -108,6 +109,30 @@ def test_what_ignores_the_request_is_killed_with_its_helpers_but_a_detached_engi
         assert identity(engine) == known
     finally:
         os.kill(engine, signal.SIGKILL)
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+
+
+def test_runs_that_outlived_their_worker_are_ended_and_nothing_else(home: Home, tmp_path: Path) -> None:
+    here, run = {"MQI_HOME": str(home.folder)}, {"PREFECT__FLOW_RUN_ID": "1"}
+    environments = (here | run, here, run | {"MQI_HOME": str(tmp_path / "another")})
+    sleepers = [
+        subprocess.Popen([sys.executable, "-c", DEAF], env=variables, stdout=subprocess.PIPE)
+        for variables in environments
+    ]
+    try:
+        for sleeping in sleepers:
+            assert sleeping.stdout
+            sleeping.stdout.readline()
+        assert end_runs(home, 0.3) == 1
+        assert sleepers[0].wait(5) == -signal.SIGKILL
+        assert [sleeping.poll() for sleeping in sleepers[1:]] == [None, None]
+        assert end_runs(home, 0.3) == 0
+    finally:
+        for sleeping in sleepers:
+            sleeping.kill()
+            sleeping.communicate()
 
 
 def test_what_cannot_be_started_says_why(home: Home) -> None:
