@@ -46,7 +46,10 @@ def compile_search(*, cache: bool) -> Search:
 
 def _search(  # pragma: no cover
     reference: NDArray[np.float64],
-    position: NDArray[np.float64],
+    voxel: NDArray[np.int64],
+    shape: NDArray[np.int64],
+    to_evaluated: NDArray[np.float64],
+    close: NDArray[np.float64],
     tolerance: NDArray[np.float64],
     evaluated: NDArray[np.float64],
     step: NDArray[np.float64],
@@ -62,8 +65,13 @@ def _search(  # pragma: no cover
     ----------
     reference, tolerance
         (n,) Gy: dose and dose criterion of each reference point.
-    position
-        (n, 3) where each reference point stands in the evaluated grid.
+    voxel, shape
+        (n,) number of each point's voxel in the reference grid; (3,) voxels of that grid along k, j, i.
+    to_evaluated
+        (3, 4) from k, j, i, 1 in the reference grid to the position in the evaluated grid.
+    close
+        (3,) a position so near to a voxel centre is put on it, so that rounding never decides whether a
+        point lies inside the grid.
     evaluated
         (nk, nj, ni) Gy.
     step, reach
@@ -77,11 +85,13 @@ def _search(  # pragma: no cover
     weight = 1.0 / (interpolation * interpolation)
     out = np.empty(count, dtype=np.float64)
     for turn in numba.prange(order.shape[0]):
+        here = np.empty(3, dtype=np.float64)
         bound = np.empty(most_cells, dtype=np.float64)
         cell = np.empty((most_cells, 3), dtype=np.int64)
         start = order[turn] * BLOCK
         for point in range(start, min(start + BLOCK, count)):
-            here, dose, scale = position[point], reference[point], 1.0 / tolerance[point]
+            _place(voxel[point], shape, to_evaluated, close, here)
+            dose, scale = reference[point], 1.0 / tolerance[point]
             best = _without_moving(evaluated, here, dose, scale, maximum * maximum)
             found = _cells_in_reach(evaluated, here, dose, scale, step, reach, weight, best, bound, cell)
             while found > 0:
@@ -91,6 +101,22 @@ def _search(  # pragma: no cover
                     best = _best_in_cell(evaluated, cell[found], here, dose, scale, step, reach, weight, best)
             out[point] = best
     return out
+
+
+def _place(  # pragma: no cover
+    voxel: int,
+    shape: NDArray[np.int64],
+    to_evaluated: NDArray[np.float64],
+    close: NDArray[np.float64],
+    here: NDArray[np.float64],
+) -> None:
+    """Write into ``here`` where a voxel of the reference stands in the evaluated grid."""
+    k, j, i = voxel // (shape[1] * shape[2]), voxel // shape[2] % shape[1], voxel % shape[2]
+    for axis in range(3):
+        row = to_evaluated[axis]
+        at = row[0] * k + row[1] * j + row[2] * i + row[3]
+        nearest = round(at)
+        here[axis] = nearest if abs(at - nearest) <= close[axis] else at
 
 
 def _without_moving(  # pragma: no cover
@@ -249,5 +275,5 @@ def _lattice_range(  # pragma: no cover
     return max(-reach, first), min(reach, last)
 
 
-for _part in (_without_moving, _cells_in_reach, _most_promising_last, _best_in_cell, _lattice_range):
+for _part in (_place, _without_moving, _cells_in_reach, _most_promising_last, _best_in_cell, _lattice_range):
     register_jitable(_part)

@@ -1,4 +1,7 @@
-"""What a physicist does by hand: Retry, recalculate, Cancel, lending a GPU, deleting a record."""
+"""One case by itself, from the folder that the machine writes to the report, through the scheduled scanner.
+
+And what a physicist does by hand: Retry, recalculate, Cancel, lending a GPU, deleting a record.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
 from prefect.states import AwaitingRetry, Cancelling
 
 from blocks import CaseFolders, ComputeHost, MachineCalibration, MoquiParameters, QaCriteria, load_site
@@ -150,6 +155,33 @@ def progress(site: Installation, case: SyntheticCase) -> str:
     return "\n".join(str(one.description) for one in found)
 
 
+def test_a_case_goes_from_the_inbox_to_the_report_by_itself(site: Installation) -> None:
+    case = site.deliver(Recipe.small())
+    record = site.finished(case)
+    assert record.status is CaseStatus.COMPLETED, record.message
+    assert record.verdict is not None and record.verdict["verdict"] == "pass"
+    folder = folder_of(site, case)
+    assert all((folder / name).stat().st_size > 10_000 for name in record.reports)
+    assert set(site.engine_runs().values()) == {1}
+    assert len(site.engine_runs()) == 4  # two beams, from the log and from the plan
+    site.until(lambda: not (folder / "work").exists(), 120, "the run to clean up")
+    left = [path for place in ("jobs", "input") for path in (site.workspace / place).glob("[!.]*")]
+    assert left == []
+
+
+def test_a_dose_of_zeros_is_no_dose_and_retry_runs_the_engine_again(site: Installation) -> None:
+    (site.notes / "zeros").touch()
+    case = site.deliver(recipe(11))
+    record = site.finished(case)
+    assert record.status is CaseStatus.FAILED
+    assert "zero" in record.message
+    press_retry(site, ended(site, the_run(site, case), starts=1))
+    ended(site, the_run(site, case), starts=2)
+    record = site.record_of(case)
+    assert record is not None and record.status is CaseStatus.COMPLETED
+    assert sorted(engine_runs(site, case).values()) == [1, 2]
+
+
 def test_retry_runs_the_failed_beam_and_nothing_else(site: Installation) -> None:
     case = site.prepare(recipe(1, gantry_angles_deg=(0.0, 90.0)))
     order = site.notes / f"fail-{key_of(case)}.b03.log"
@@ -250,7 +282,6 @@ def test_cancel_ends_the_engines_and_a_retry_completes_the_case(site: Installati
     assert sum(engine_runs(site, case).values()) == 4 + 2
 
 
-@pytest.mark.kills  # not seen to pass yet on a busy machine: runs with the kill matrix
 def test_a_limit_of_zero_makes_beams_wait_visibly_and_a_higher_one_lets_them_go_on(
     site: Installation,
 ) -> None:
@@ -339,3 +370,33 @@ def test_prefect_deploy_works_from_the_repository(site: Installation) -> None:
     prefect(site, "deploy", "--all")
     listed = prefect(site, "deployment", "ls")
     assert all(f"{flow}/mqi" in listed for flow in ("scan-cases", "process-case", "clean-up"))
+
+
+def run_clean_up() -> None:
+    run = run_deployment("clean-up/mqi", timeout=300, as_subflow=False)
+    assert run.state is not None and run.state.is_completed(), run.state
+
+
+def test_the_nightly_clean_up_removes_old_failures_and_nothing_else(site: Installation) -> None:
+    case = site.prepare(recipe(12))
+    fails = site.notes / f"fail-{key_of(case)}.b02.log"
+    fails.touch()
+    site.publish(case)
+    assert site.finished(case).status is CaseStatus.FAILED
+    ended(site, the_run(site, case), starts=1)
+    (failed,) = site.workspace.glob(f"jobs/{key_of(case)}.b02.log.*")
+    stored = site.home / "prefect" / "storage"
+    old = sorted(stored.iterdir())[0]
+    os.utime(old, (0, time.time() - 365 * 86_400))
+
+    run_clean_up()
+    assert failed.exists()  # it is kept for a week
+    assert not old.exists()
+    assert any(stored.iterdir())
+
+    host = ComputeHost.load("local")
+    kept = {name: getattr(host, name) for name in ComputeHost.model_fields}
+    ComputeHost(**{**kept, "keep_failed_days": 0}).save("local", overwrite=True)
+    run_clean_up()
+    assert list(site.workspace.glob("jobs/*")) == []
+    assert (folder_of(site, case) / "case.json").exists()

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from mqi.dose import gamma as gamma_module
 from mqi.dose.gamma import GammaCriteria, GammaResult, gamma, warm_up
+from mqi.dose.gamma_search import compile_search
 from mqi.dose.grid import DoseGrid, checked_grid
 from mqi.errors import ValidationError
 
@@ -262,7 +263,7 @@ def test_where_no_cache_can_be_kept_gamma_is_compiled_each_time(monkeypatch):
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
     gamma_module._compiled.cache_clear()
     with pytest.raises(RuntimeError, match="no locator"):
-        gamma_module.compile_search(cache=True)
+        compile_search(cache=True)
     warm_up()
     dose = grid(smooth(1, (6, 6, 6)))
     assert gamma(dose, dose, CRITERIA).pass_rate_percent == 100
