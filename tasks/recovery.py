@@ -126,10 +126,10 @@ def _unless_held(path: Path) -> Iterator[TextIO | None]:
         yield stream if _is_at(stream, path) else None
 
 
-def _case_runs(client: SyncPrefectClient, state: StateType) -> list[FlowRun]:
-    """The newest runs of cases in a state; not those that a person started at a prompt."""
+def _runs(client: SyncPrefectClient, state: StateType, *flows: str) -> list[FlowRun]:
+    """The newest runs of the deployed flows in a state; not those that a person started at a prompt."""
     found = client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=[CASE_FLOW])),
+        flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))) if flows else None,
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[state]))),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
     )
@@ -151,12 +151,12 @@ def recover_runs() -> list[str]:
                 client.set_flow_run_state(run_id, Crashed(message="Its process ended unseen."), force=True)
                 told.append(f"{run.name}: its process ended unseen; marked as crashed")
         overdue = datetime.now(UTC) - STUCK_PENDING
-        for run in _case_runs(client, StateType.PENDING):
+        for run in _runs(client, StateType.PENDING):
             if run.state and run.state.timestamp < overdue:
                 vanished: State[None] = Crashed(message="Its worker vanished before it began.")
                 client.set_flow_run_state(run.id, vanished, force=True)
                 told.append(f"{run.name}: its worker vanished; marked as crashed")
-        for run in _case_runs(client, StateType.CRASHED):
+        for run in _runs(client, StateType.CRASHED, CASE_FLOW):
             if _lives_here(run.id):
                 lives: State[None] = Running(message="Marked as crashed, but its process lives.")
                 client.set_flow_run_state(run.id, lives, force=True)
