@@ -9,9 +9,11 @@ from blocks.compute_host import ComputeHost
 from blocks.machine_calibration import MachineCalibration
 from blocks.moqui_parameters import MoquiParameters
 from blocks.qa_criteria import QaCriteria
+from blocks.ssh_credentials import look_up_credentials
 from mqi.case import Frozen
 from mqi.engines.settings import EngineSettings
 from mqi.errors import ConfigurationError
+from mqi.hosts import provide_credentials
 from mqi.hosts.base import HostSettings
 from mqi.intake import IntakeRules
 from mqi.log.calibration import CalibrationSet
@@ -64,7 +66,11 @@ def _load(kind: type[_Block], name: str) -> _Block:
 
 
 def load_site(host: str) -> Site:
-    """Read the blocks named `site`, the calibrations and the host's block from the Prefect server."""
+    """Read the blocks named `site`, the calibrations and the host's block from the Prefect server.
+
+    From then on this process finds the credentials that a host names in their block, whenever it logs in.
+    """
+    provide_credentials(look_up_credentials)
     folders = _load(CaseFolders, SITE)
     return Site(
         inbox=folders.inbox,

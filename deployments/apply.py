@@ -28,17 +28,26 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from blocks import CaseFolders, ComputeHost, MachineCalibration, MoquiParameters, QaCriteria
+from blocks import (
+    CaseFolders,
+    ComputeHost,
+    MachineCalibration,
+    MoquiParameters,
+    QaCriteria,
+    SSHCredentials,
+    look_up_credentials,
+)
 from blocks.site import ROOMS
 from deployments.environment import HEARTBEAT_S, POOL, REPOSITORY
-from deployments.site import SiteSettings
+from deployments.site import LOCAL, SiteSettings
 from mqi.errors import ConfigurationError, ResourceError
-from mqi.hosts import connect
+from mqi.hosts import connect, provide_credentials
 from mqi.hosts.base import HostSettings
 
-__all__ = ["CASE_QUEUE", "SCANNER", "ZOMBIES", "apply", "host_slots", "worker_online"]
+__all__ = ["CASE_QUEUE", "DEPLOYMENTS", "SCANNER", "ZOMBIES", "apply", "host_slots", "worker_online"]
 
 SCANNER = "scan-cases/mqi"
+DEPLOYMENTS = (SCANNER, "process-case/mqi", "clean-up/mqi")
 CASE_QUEUE = "cases"
 ZOMBIES = "mqi: crash runs without a heartbeat"
 SCANNER_RUN_S = 60  # the scanner's process is started anew this often
@@ -69,7 +78,7 @@ def apply(site: SiteSettings, variables: Mapping[str, str], say: Callable[[str],
         try:
             _blocks(client, site)
             host = site.host_settings()
-            slots = host_slots(host)
+            slots = _slots(client, host, say)
             client.upsert_global_concurrency_limit_by_name(f"gpu-{host.name}", slots)
             _queue(client, site.resources.max_concurrent_jobs)
             _automation(client)
@@ -81,6 +90,7 @@ def apply(site: SiteSettings, variables: Mapping[str, str], say: Callable[[str],
                 path="prefect.yaml",
                 todo="Correct what it names",
             )
+        _host_of_runs(client, host.name)
         _scanner(client, site.processing.scan_interval_seconds)
     say(
         f"Settings applied: scan every {site.processing.scan_interval_seconds} s, {slots} "
@@ -94,11 +104,40 @@ def host_slots(host: HostSettings) -> int:
         return host.slots
     probe = connect(host).probe()
     if not probe.slots:
+        todo = "Set resources.gpu_count in site.yaml, or look at the host"
+        if host.kind != "local":
+            todo = "Then run `python3 -m deployments apply`; `doctor` says more"
         raise ResourceError(
-            f"host {host.name} offers nothing to compute on: {probe.problem or 'no GPU, no CPU'}",
-            todo="Set resources.gpu_count in site.yaml, or look at the host",
+            f"host {host.name} offers nothing to compute on: {probe.problem or 'no GPU, no CPU'}", todo=todo
         )
     return len(probe.slots)
+
+
+def _slots(client: SyncPrefectClient, host: HostSettings, say: Callable[[str], None]) -> int:
+    """The size of the host's limit. Where a host over the network says nothing now, it stays as it is.
+
+    A site must come up while its compute host is off, or not set up to the end.
+    """
+    provide_credentials(look_up_credentials)
+    try:
+        return host_slots(host)
+    except ResourceError as error:
+        if host.kind == "local":
+            raise
+        say(f"PROBLEM: {error}")
+        try:
+            return client.read_global_concurrency_limit_by_name(f"gpu-{host.name}").limit
+        except ObjectNotFound:
+            return 1
+
+
+def _host_of_runs(client: SyncPrefectClient, host: str) -> None:
+    """Let the flows run on the site's host, unless a person names another one."""
+    for name in DEPLOYMENTS:
+        deployment = client.read_deployment_by_name(name)
+        if deployment.parameters.get("host") != host:
+            named = deployment.parameters | {"host": host}
+            client.update_deployment(deployment.id, DeploymentUpdate(parameters=named))
 
 
 def _pool(client: SyncPrefectClient) -> None:
@@ -132,7 +171,10 @@ def _queue(client: SyncPrefectClient, at_once: int) -> None:
 def _blocks(client: SyncPrefectClient, site: SiteSettings) -> None:
     host = site.host_settings()
     CaseFolders(**site.case_folders()).save("site", overwrite=True)
+    SSHCredentials.register_type_and_schema()  # a person may make one in the UI
     ComputeHost(**host.model_dump()).save(host.name, overwrite=True)
+    if host.name != LOCAL:
+        _forget_this_machine(client)
     MoquiParameters(**site.engine.model_dump()).save("site", overwrite=True)
     QaCriteria(**site.qa.model_dump()).save("site", overwrite=True)
     named = site.calibration_texts()
@@ -141,6 +183,16 @@ def _blocks(client: SyncPrefectClient, site: SiteSettings) -> None:
             MachineCalibration(text=named[room]).save(room.lower(), overwrite=True)
         elif not _has_calibration(client, room):  # one that a person saved in the UI stays
             MachineCalibration(text=builtin_text(room)).save(room.lower())
+
+
+def _forget_this_machine(client: SyncPrefectClient) -> None:
+    """Where the site has another host, no run that names none may compute on this machine unnoticed."""
+    slug = ComputeHost.get_block_type_slug()
+    try:
+        document = client.read_block_document_by_name(LOCAL, slug)
+    except ObjectNotFound:
+        return
+    client.delete_block_document(document.id)
 
 
 def _has_calibration(client: SyncPrefectClient, room: str) -> bool:

@@ -34,7 +34,7 @@ from paramiko.ssh_exception import (
 from mqi.errors import ConfigurationError, HostConnectionError
 from mqi.hosts.ssh_settings import SshCredentials, SshHop, SshSettings, find_credentials
 
-__all__ = ["Link", "fingerprint_of", "log_in"]
+__all__ = ["Link", "fingerprint_of", "log_in", "open_key"]
 
 _LOG_CHANNEL = "paramiko.mqi"
 logging.getLogger(_LOG_CHANNEL).setLevel(logging.CRITICAL)  # it logs tracebacks of what we raise ourselves
@@ -362,6 +362,11 @@ def _load_key(hop: SshHop, credentials: SshCredentials) -> paramiko.PKey:
         raise ConfigurationError(
             f"{where} cannot be read", todo="Check the path, its owner and mode"
         ) from error
+    return open_key(text, passphrase, where)
+
+
+def open_key(text: str, passphrase: str | None, where: str) -> paramiko.PKey:
+    """Open the text of a private key. ``where`` names it in the ConfigurationError of one that cannot be."""
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
         try:
             return kind.from_private_key(io.StringIO(_normal(text)), passphrase)
