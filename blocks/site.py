@@ -53,13 +53,22 @@ def plain(block: Block, model: type[_Model]) -> _Model:
     return model.model_validate({name: getattr(block, name) for name in model.model_fields})
 
 
-def _load(kind: type[_Block], name: str) -> _Block:
+_APPLY = "Run `python3 -m deployments apply`, or create it in the UI under Blocks"
+
+
+_ANOTHER_HOST = (
+    "If the site has another compute host now, start the case on that one: Deployments, process-case, Run; "
+    "else run `python3 -m deployments apply`"
+)
+
+
+def _load(kind: type[_Block], name: str, todo: str = _APPLY) -> _Block:
     try:
         block = kind.load(name)
     except ValueError as error:
         raise ConfigurationError(
             f"the block {kind.get_block_type_slug()}/{name} is missing or cannot be read",
-            todo="Run `python3 -m deployments apply`, or create it in the UI under Blocks",
+            todo=todo,
         ) from error
     assert isinstance(block, kind)  # load() is typed as Self | Coroutine
     return block
@@ -76,7 +85,7 @@ def load_site(host: str) -> Site:
         inbox=folders.inbox,
         results=folders.results,
         rules=plain(folders, IntakeRules),
-        host=plain(_load(ComputeHost, host), HostSettings),
+        host=plain(_load(ComputeHost, host, _ANOTHER_HOST), HostSettings),
         engine=plain(_load(MoquiParameters, SITE), EngineSettings),
         criteria=plain(_load(QaCriteria, SITE), Criteria),
         calibrations=tuple(_load(MachineCalibration, room.lower()).calibration() for room in ROOMS),

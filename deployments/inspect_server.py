@@ -12,6 +12,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 
 from deployments.apply import DEPLOYMENTS, ZOMBIES, host_slots, worker_online
+from deployments.site import LOCAL
 from mqi.errors import ResourceError
 from mqi.hosts.base import HostSettings
 
@@ -80,6 +81,6 @@ def _deployment(client: SyncPrefectClient, name: str, host: str) -> tuple[str, s
         return "deployment", f"{name} is missing", APPLY
     if deployment.paused or (deployment.schedules and not any(one.active for one in deployment.schedules)):
         return "deployment", f"{name} is paused", "Resume it in the UI under Deployments"
-    if (named := deployment.parameters.get("host")) != host:
-        return "deployment", f"{name} computes on {named or 'no host of site.yaml'}, not on {host}", APPLY
+    if (named := deployment.parameters.get("host", LOCAL)) != host:
+        return "deployment", f"{name} computes on {named}, not on {host}", APPLY
     return "deployment", f"{name} is there", ""

@@ -12,8 +12,10 @@ import hashlib
 import io
 import logging
 import random
+import re
 import shlex
 import socket
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -382,8 +384,14 @@ def open_key(text: str, passphrase: str | None, where: str) -> paramiko.PKey:
     ) from None
 
 
+_ONE_LINE = re.compile(r"(-----BEGIN [A-Z ]+-----)([A-Za-z0-9+/= \t]+)(-----END [A-Z ]+-----)")
+
+
 def _normal(text: str) -> str:
-    """Text of a key as a form or a YAML file may have changed it: line ends, blanks around it."""
+    """Text of a key as a form may have changed it: line ends, blanks around it, all in one line."""
+    if one_line := _ONE_LINE.fullmatch(text.strip()):
+        begin, body, end = one_line.groups()
+        text = "\n".join([begin, *textwrap.wrap("".join(body.split()), 64), end])
     return "\n".join(line.strip() for line in text.strip().splitlines()) + "\n"
 
 

@@ -141,4 +141,5 @@ def test_a_case_is_computed_once_on_a_host_over_ssh_and_no_secret_is_seen(
     assert {"case.json", "report.html", "worker.log", "server.log", "prefect.db"} <= {
         path.name for path, _ in contents
     }  # in the database stand all logs, artifacts, parameters and states; the block there is encrypted
+    assert any(b"OVERSSH" in content for path, content in contents if path.name.startswith("prefect.db"))
     assert not [path for path, content in contents if seen_in(content, secrets[0])]

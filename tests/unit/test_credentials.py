@@ -17,6 +17,7 @@ from deployments.credentials import Given
 from deployments.environment import Home
 from mqi.errors import ConfigurationError, HostConnectionError, MQIError, ResourceError
 from mqi.hosts import SshSettings, ssh_settings
+from mqi.hosts.login import fingerprint_of, open_key
 from mqi.hosts.ssh_settings import find_credentials
 
 PHRASE = "corr3ct h0rse"
@@ -100,6 +101,20 @@ def test_what_cannot_be_kept_is_refused_with_what_to_do(
             credentials.run(home, name, given, print)
         assert said in str(caught.value)
     assert kept == {}
+
+
+@pytest.mark.parametrize(
+    "options", [["-t", "ed25519"], ["-t", "ecdsa"], ["-t", "rsa", "-b", "2048"], ["-t", "rsa", "-m", "PEM"]]
+)
+@pytest.mark.parametrize("between", ["", " ", "\r\n", "\n  "])
+def test_a_key_that_a_form_has_put_into_one_line_still_opens(
+    tmp_path: Path, options: list[str], between: str
+) -> None:
+    path = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", *options, "-N", "", "-f", str(path)], check=True)
+    shown = subprocess.run(["ssh-keygen", "-lf", str(path)], capture_output=True, text=True, check=True)
+    key = open_key(between.join(path.read_text().splitlines()), None, "the key")
+    assert fingerprint_of(key) == shown.stdout.split()[1]
 
 
 def test_without_a_server_there_is_no_place_for_them(home: Home, key: Path) -> None:

@@ -1,0 +1,99 @@
+"""What `apply` does with the site's compute host, seen from a server that only remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.exceptions import ObjectNotFound
+
+from deployments import apply, inspect_server
+from deployments.site import SiteSettings
+from mqi.errors import ResourceError
+from mqi.hosts import HostSettings, ssh_settings
+
+SITE = SiteSettings.model_validate(
+    {
+        "paths": {"remote_workspace": "/scratch/mqi"},
+        "ssh": {"name": "hpc", "host": "no-such-host.invalid", "username": "qa", "agent": True},
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def nobody_provides() -> Iterator[None]:
+    yield
+    ssh_settings._providers.clear()
+
+
+class Server:
+    """What `apply` asks of a server."""
+
+    def __init__(self, limits: dict[str, int], parameters: dict[str, Any]) -> None:
+        self.limits, self.blocks = limits, {("local", "mqi-compute-host"): uuid4()}
+        self.deployments = {
+            name: SimpleNamespace(id=name, parameters=parameters, paused=False, schedules=[])
+            for name in apply.DEPLOYMENTS
+        }
+
+    def read_global_concurrency_limit_by_name(self, name: str) -> Any:
+        if name not in self.limits:
+            raise ObjectNotFound(Exception())
+        return SimpleNamespace(limit=self.limits[name])
+
+    def read_deployment_by_name(self, name: str) -> Any:
+        return self.deployments[name]
+
+    def update_deployment(self, name: str, update: Any) -> None:
+        self.deployments[name].parameters = update.parameters
+
+    def read_block_document_by_name(self, name: str, slug: str) -> Any:
+        if (name, slug) not in self.blocks:
+            raise ObjectNotFound(Exception())
+        return SimpleNamespace(id=self.blocks[name, slug])
+
+    def delete_block_document(self, block: Any) -> None:
+        self.blocks = {name: one for name, one in self.blocks.items() if one != block}
+
+
+def test_a_host_that_does_not_answer_keeps_its_limit_and_the_rest_comes_up() -> None:
+    host, said = SITE.host_settings(), list[str]()
+    assert apply._slots(Server({"gpu-hpc": 4}, {}), host, said.append) == 4  # type: ignore[arg-type]
+    assert apply._slots(Server({}, {}), host, said.append) == 1  # type: ignore[arg-type]
+    assert all("PROBLEM: host hpc" in one and "deployments apply" in one for one in said)
+    assert "no host of the name no-such-host.invalid" in said[0]
+    asked = host.model_copy(update={"slots": 8})
+    assert apply._slots(Server({}, {}), asked, said.append) == 8  # type: ignore[arg-type]
+
+
+def test_this_machine_without_anything_to_compute_on_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(host: HostSettings) -> int:
+        raise ResourceError("no GPU, no CPU")
+
+    monkeypatch.setattr(apply, "host_slots", nothing)
+    with pytest.raises(ResourceError):
+        apply._slots(Server({}, {}), HostSettings(name="local", workspace="/w"), print)  # type: ignore[arg-type]
+
+
+def test_all_flows_compute_on_the_sites_host_and_doctor_says_where_they_do_not() -> None:
+    server: Any = Server({}, {"look_every_s": 5.0})
+    name = apply.SCANNER
+    assert inspect_server._deployment(server, name, "local")[2] == ""
+    what, said, todo = inspect_server._deployment(server, name, "hpc")
+    assert (what, said) == ("deployment", f"{name} computes on local, not on hpc") and "apply" in todo
+    for _ in range(2):
+        apply._host_of_runs(server, "hpc")
+        assert {tuple(one.parameters.items()) for one in server.deployments.values()} == {
+            (("look_every_s", 5.0), ("host", "hpc"))
+        }
+    assert inspect_server._deployment(server, name, "hpc")[2] == ""
+
+
+def test_a_run_that_names_no_host_does_not_compute_on_this_machine_unnoticed() -> None:
+    server: Any = Server({}, {})
+    for _ in range(2):
+        apply._forget_this_machine(server)
+        assert not server.blocks
