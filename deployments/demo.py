@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deployments import service
-from deployments.demo_host import host_over_ssh
+from deployments.demo_host import host_over_ssh, needs_server
 from deployments.environment import Home, ui_url, worklist_url
 from mqi.case import CaseStatus, case_key
 from mqi.record import CaseRecord, read_record
@@ -58,7 +58,7 @@ def run(
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         text = SITE
-        if over_ssh:
+        if over_ssh or needs_server(home):
             text += stack.enter_context(host_over_ssh(home))
             say("A private SSH server runs; the engine computes behind it.")
         return _process(home, port, text, before, key, folder, leave=leave, say=say)

@@ -10,8 +10,9 @@ from deployments.environment import Home
 from deployments.private_sshd import Sshd, running_sshd
 from mqi.errors import ConfigurationError
 
-__all__ = ["host_over_ssh"]
+__all__ = ["host_over_ssh", "needs_server"]
 
+KEY_FILE = "ssh/client_ed25519"
 PORT = re.compile(r"(?m)^  port: ([0-9]+)$")
 
 SECTIONS = """\
@@ -23,9 +24,14 @@ ssh:
   host: {server.host}
   port: {server.port}
   username: {server.user}
-  key_file: ssh/client_ed25519
+  key_file: {key_file}
   fingerprint: {server.fingerprint}
 """
+
+
+def needs_server(home: Home) -> bool:
+    """Whether this home's settings are those of a demonstration over SSH."""
+    return home.site.exists() and f"\n  key_file: {KEY_FILE}\n" in home.site.read_text()
 
 
 @contextlib.contextmanager
@@ -49,4 +55,4 @@ def host_over_ssh(home: Home) -> Iterator[str]:
 
 
 def _sections(home: Home, server: Sshd) -> str:
-    return SECTIONS.format(workspace=home.folder / "host" / "workspace", server=server)
+    return SECTIONS.format(workspace=home.folder / "host" / "workspace", key_file=KEY_FILE, server=server)

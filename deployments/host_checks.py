@@ -132,10 +132,12 @@ def _engine(host: Host, engine: EngineSettings) -> Finding:
     embedded = name == "analytic" and not engine.command
     try:
         found = host.run(["sh", "-c", HAS_PROGRAM, "sh", program]).exit_code
+        if not found and embedded and host.settings.ssh:
+            found = host.run([program, "-c", "import mqi.engines.analytic"]).exit_code
         if found and embedded:
             return Finding(
                 "engine",
-                f"the embedded engine needs this installation's Python, {program}, {where}",
+                f"the embedded engine needs this installation, with {program}, {where} as well",
                 "Name the engine of that host in site.yaml: engine.engine and engine.command",
             )
         if found:

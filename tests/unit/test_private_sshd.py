@@ -14,7 +14,7 @@ import pytest
 
 from deployments import private_sshd
 from deployments.demo import SITE
-from deployments.demo_host import host_over_ssh
+from deployments.demo_host import host_over_ssh, needs_server
 from deployments.environment import Home
 from deployments.site import load_site_file
 from mqi.errors import ConfigurationError
@@ -47,7 +47,9 @@ def alive(pid: int) -> bool:
 
 def test_the_demonstrations_host_is_reached_and_is_the_same_the_next_time(home: Home) -> None:
     with host_over_ssh(home) as sections:
+        assert not needs_server(home)
         home.site.write_text(SITE + sections)
+        assert needs_server(home)
         site = load_site_file(home)
         settings = site.host_settings()
         assert settings.name == "demo-host" and settings.ssh and settings.ssh.fingerprint
@@ -76,7 +78,7 @@ def test_a_home_without_ssh_is_not_turned_into_one_with_it(home: Home) -> None:
     home.site.write_text(SITE)
     with pytest.raises(ConfigurationError, match="no section ssh"), host_over_ssh(home):
         pass
-    assert home.site.read_text() == SITE
+    assert home.site.read_text() == SITE and not needs_server(home)
 
 
 def test_a_server_that_a_killed_command_has_left_is_ended_by_the_next_one(home: Home) -> None:
