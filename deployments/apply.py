@@ -99,8 +99,11 @@ def apply(site: SiteSettings, variables: Mapping[str, str], say: Callable[[str],
 
 
 def host_slots(host: HostSettings) -> int:
-    """How many jobs the host takes at a time: what the site says, else what the host has."""
-    if host.slots is not None:
+    """How many jobs the host takes at a time: what the site says, else what the host has.
+
+    A host over the network is asked in any case: no more than it has now, and is it there?
+    """
+    if host.slots is not None and host.kind == "local":
         return host.slots
     probe = connect(host).probe()
     if not probe.slots:
@@ -114,7 +117,7 @@ def host_slots(host: HostSettings) -> int:
 
 
 def _slots(client: SyncPrefectClient, host: HostSettings, say: Callable[[str], None]) -> int:
-    """The size of the host's limit. Where a host over the network says nothing now, it stays as it is.
+    """The size of the host's limit. Where a host over the network says nothing now: as set, or as it was.
 
     A site must come up while its compute host is off, or not set up to the end.
     """
@@ -125,6 +128,8 @@ def _slots(client: SyncPrefectClient, host: HostSettings, say: Callable[[str], N
         if host.kind == "local":
             raise
         say(f"PROBLEM: {error}")
+        if host.slots is not None:
+            return host.slots
         try:
             return client.read_global_concurrency_limit_by_name(f"gpu-{host.name}").limit
         except ObjectNotFound:

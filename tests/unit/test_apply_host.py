@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -13,7 +15,9 @@ from prefect.exceptions import ObjectNotFound
 from deployments import apply, inspect_server
 from deployments.site import SiteSettings
 from mqi.errors import ResourceError
-from mqi.hosts import HostSettings, ssh_settings
+from mqi.hosts import HostSettings, SshSettings, ssh_settings
+from mqi.hosts.pool import close_pools
+from tests.sshd import running_sshd
 
 SITE = SiteSettings.model_validate(
     {
@@ -21,6 +25,16 @@ SITE = SiteSettings.model_validate(
         "ssh": {"name": "hpc", "host": "no-such-host.invalid", "username": "qa", "agent": True},
     }
 )
+
+
+SMI = """#!/bin/sh
+case $1 in
+--query-gpu=*)
+  for gpu in 0 1 2; do echo "$gpu, GPU-$gpu, Imitated, 81559, 0, 30"; done
+  echo '3, [Unknown Error], x, [GPU is lost], , '
+  ;;
+esac
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +81,26 @@ def test_a_host_that_does_not_answer_keeps_its_limit_and_the_rest_comes_up() -> 
     assert "no host of the name no-such-host.invalid" in said[0]
     asked = host.model_copy(update={"slots": 8})
     assert apply._slots(Server({}, {}), asked, said.append) == 8  # type: ignore[arg-type]
+
+
+def test_the_limit_is_the_number_of_healthy_gpus_and_no_more_than_is_set(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text(SMI)
+    (tools / "nvidia-smi").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    with running_sshd(tmp_path / "sshd", environment={"PATH": path, "HOME": str(tmp_path)}) as server:
+        ssh = SshSettings(
+            address=server.host,
+            port=server.port,
+            user=server.user,
+            key_file=str(server.key),
+            fingerprint=server.fingerprint,
+        )
+        for asked, slots in ((None, 3), (2, 2), (8, 3)):
+            host = HostSettings(name="hpc", kind="ssh", ssh=ssh, workspace=str(tmp_path / "w"), slots=asked)
+            assert apply.host_slots(host) == slots
+        close_pools()
 
 
 def test_this_machine_without_anything_to_compute_on_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
