@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import resources
 
 from prefect.automations import AutomationCore, EventTrigger, Posture
+from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -178,31 +179,24 @@ def _blocks(client: SyncPrefectClient, site: SiteSettings) -> None:
     CaseFolders(**site.case_folders()).save("site", overwrite=True)
     SSHCredentials.register_type_and_schema()  # a person may make one in the UI
     ComputeHost(**host.model_dump()).save(host.name, overwrite=True)
-    if host.name != LOCAL:
-        _forget_this_machine(client)
+    if host.name != LOCAL and _has_block(client, LOCAL, ComputeHost):
+        # Runs that were asked for before the site had this host name the one before: no case is lost to that.
+        ComputeHost(**host.model_dump()).save(LOCAL, overwrite=True)
     MoquiParameters(**site.engine.model_dump()).save("site", overwrite=True)
     QaCriteria(**site.qa.model_dump()).save("site", overwrite=True)
     named = site.calibration_texts()
     for room in ROOMS:
         if room in named:
             MachineCalibration(text=named[room]).save(room.lower(), overwrite=True)
-        elif not _has_calibration(client, room):  # one that a person saved in the UI stays
+        elif not _has_block(
+            client, room.lower(), MachineCalibration
+        ):  # one that a person saved in the UI stays
             MachineCalibration(text=builtin_text(room)).save(room.lower())
 
 
-def _forget_this_machine(client: SyncPrefectClient) -> None:
-    """Where the site has another host, no run that names none may compute on this machine unnoticed."""
-    slug = ComputeHost.get_block_type_slug()
+def _has_block(client: SyncPrefectClient, name: str, kind: type[Block]) -> bool:
     try:
-        document = client.read_block_document_by_name(LOCAL, slug)
-    except ObjectNotFound:
-        return
-    client.delete_block_document(document.id)
-
-
-def _has_calibration(client: SyncPrefectClient, room: str) -> bool:
-    try:
-        client.read_block_document_by_name(room.lower(), MachineCalibration.get_block_type_slug())
+        client.read_block_document_by_name(name, kind.get_block_type_slug())
     except ObjectNotFound:
         return False
     return True

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 
 import pytest
+from prefect.blocks.core import Block
 from prefect.exceptions import ObjectNotFound
 
+from blocks import ComputeHost, SSHCredentials
+from blocks.site import plain
 from deployments import apply, inspect_server
 from deployments.site import SiteSettings
 from mqi.errors import ResourceError
@@ -47,7 +49,7 @@ class Server:
     """What `apply` asks of a server."""
 
     def __init__(self, limits: dict[str, int], parameters: dict[str, Any]) -> None:
-        self.limits, self.blocks = limits, {("local", "mqi-compute-host"): uuid4()}
+        self.limits, self.blocks = limits, set[str]()
         self.deployments = {
             name: SimpleNamespace(id=name, parameters=parameters, paused=False, schedules=[])
             for name in apply.DEPLOYMENTS
@@ -64,13 +66,9 @@ class Server:
     def update_deployment(self, name: str, update: Any) -> None:
         self.deployments[name].parameters = update.parameters
 
-    def read_block_document_by_name(self, name: str, slug: str) -> Any:
-        if (name, slug) not in self.blocks:
+    def read_block_document_by_name(self, name: str, slug: str) -> None:
+        if name not in self.blocks:
             raise ObjectNotFound(Exception())
-        return SimpleNamespace(id=self.blocks[name, slug])
-
-    def delete_block_document(self, block: Any) -> None:
-        self.blocks = {name: one for name, one in self.blocks.items() if one != block}
 
 
 def test_a_host_that_does_not_answer_keeps_its_limit_and_the_rest_comes_up() -> None:
@@ -126,8 +124,24 @@ def test_all_flows_compute_on_the_sites_host_and_doctor_says_where_they_do_not()
     assert inspect_server._deployment(server, name, "hpc")[2] == ""
 
 
-def test_a_run_that_names_no_host_does_not_compute_on_this_machine_unnoticed() -> None:
+@pytest.mark.parametrize("before", [set(), {"local"}])
+def test_a_run_that_was_asked_for_before_the_site_had_its_host_computes_there_too(
+    before: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: dict[tuple[str, str], Block] = {}
+
+    def save(block: Block, name: str, overwrite: bool = False) -> None:
+        saved[block.get_block_type_slug(), name] = block
+
+    monkeypatch.setattr(Block, "save", save)
+    monkeypatch.setattr(SSHCredentials, "register_type_and_schema", lambda: None)
     server: Any = Server({}, {})
-    for _ in range(2):
-        apply._forget_this_machine(server)
-        assert not server.blocks
+    server.blocks = before
+    apply._blocks(server, SITE)
+    hosts = {
+        name: plain(block, HostSettings)
+        for (_, name), block in saved.items()
+        if isinstance(block, ComputeHost)
+    }
+    assert set(hosts) == {"hpc", *before}
+    assert set(hosts.values()) == {SITE.host_settings()}
