@@ -6,6 +6,7 @@ from blocks.machine_calibration import MachineCalibration
 from blocks.moqui_parameters import MoquiParameters
 from blocks.qa_criteria import QaCriteria
 from blocks.site import Site, load_site
+from blocks.ssh_credentials import SSHCredentials, look_up_credentials
 
 __all__ = [
     "CaseFolders",
@@ -13,6 +14,8 @@ __all__ = [
     "MachineCalibration",
     "MoquiParameters",
     "QaCriteria",
+    "SSHCredentials",
     "Site",
     "load_site",
+    "look_up_credentials",
 ]

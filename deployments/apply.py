@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import resources
 
 from prefect.automations import AutomationCore, EventTrigger, Posture
+from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -28,17 +29,26 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from blocks import CaseFolders, ComputeHost, MachineCalibration, MoquiParameters, QaCriteria
+from blocks import (
+    CaseFolders,
+    ComputeHost,
+    MachineCalibration,
+    MoquiParameters,
+    QaCriteria,
+    SSHCredentials,
+    look_up_credentials,
+)
 from blocks.site import ROOMS
 from deployments.environment import HEARTBEAT_S, POOL, REPOSITORY
-from deployments.site import SiteSettings
+from deployments.site import LOCAL, SiteSettings
 from mqi.errors import ConfigurationError, ResourceError
-from mqi.hosts import connect
+from mqi.hosts import connect, provide_credentials
 from mqi.hosts.base import HostSettings
 
-__all__ = ["CASE_QUEUE", "SCANNER", "ZOMBIES", "apply", "host_slots", "worker_online"]
+__all__ = ["CASE_QUEUE", "DEPLOYMENTS", "SCANNER", "ZOMBIES", "apply", "host_slots", "worker_online"]
 
 SCANNER = "scan-cases/mqi"
+DEPLOYMENTS = (SCANNER, "process-case/mqi", "clean-up/mqi")
 CASE_QUEUE = "cases"
 ZOMBIES = "mqi: crash runs without a heartbeat"
 SCANNER_RUN_S = 60  # the scanner's process is started anew this often
@@ -69,7 +79,7 @@ def apply(site: SiteSettings, variables: Mapping[str, str], say: Callable[[str],
         try:
             _blocks(client, site)
             host = site.host_settings()
-            slots = host_slots(host)
+            slots = _slots(client, host, say)
             client.upsert_global_concurrency_limit_by_name(f"gpu-{host.name}", slots)
             _queue(client, site.resources.max_concurrent_jobs)
             _automation(client)
@@ -81,6 +91,7 @@ def apply(site: SiteSettings, variables: Mapping[str, str], say: Callable[[str],
                 path="prefect.yaml",
                 todo="Correct what it names",
             )
+        _host_of_runs(client, host.name)
         _scanner(client, site.processing.scan_interval_seconds)
     say(
         f"Settings applied: scan every {site.processing.scan_interval_seconds} s, {slots} "
@@ -89,16 +100,50 @@ def apply(site: SiteSettings, variables: Mapping[str, str], say: Callable[[str],
 
 
 def host_slots(host: HostSettings) -> int:
-    """How many jobs the host takes at a time: what the site says, else what the host has."""
-    if host.slots is not None:
+    """How many jobs the host takes at a time: what the site says, else what the host has.
+
+    A host over the network is asked in any case: no more than it has now, and is it there?
+    """
+    if host.slots is not None and host.kind == "local":
         return host.slots
     probe = connect(host).probe()
     if not probe.slots:
+        todo = "Set resources.gpu_count in site.yaml, or look at the host"
+        if host.kind != "local":
+            todo = "Then run `python3 -m deployments apply`; `doctor` says more"
         raise ResourceError(
-            f"host {host.name} offers nothing to compute on: {probe.problem or 'no GPU, no CPU'}",
-            todo="Set resources.gpu_count in site.yaml, or look at the host",
+            f"host {host.name} offers nothing to compute on: {probe.problem or 'no GPU, no CPU'}", todo=todo
         )
     return len(probe.slots)
+
+
+def _slots(client: SyncPrefectClient, host: HostSettings, say: Callable[[str], None]) -> int:
+    """The size of the host's limit. Where a host over the network says nothing now: as set, or as it was.
+
+    A site must come up while its compute host is off, or not set up to the end.
+    """
+    provide_credentials(look_up_credentials)
+    try:
+        return host_slots(host)
+    except ResourceError as error:
+        if host.kind == "local":
+            raise
+        say(f"PROBLEM: {error}")
+        if host.slots is not None:
+            return host.slots
+        try:
+            return client.read_global_concurrency_limit_by_name(f"gpu-{host.name}").limit
+        except ObjectNotFound:
+            return 1
+
+
+def _host_of_runs(client: SyncPrefectClient, host: str) -> None:
+    """Let the flows run on the site's host, unless a person names another one."""
+    for name in DEPLOYMENTS:
+        deployment = client.read_deployment_by_name(name)
+        if deployment.parameters.get("host") != host:
+            named = deployment.parameters | {"host": host}
+            client.update_deployment(deployment.id, DeploymentUpdate(parameters=named))
 
 
 def _pool(client: SyncPrefectClient) -> None:
@@ -132,20 +177,26 @@ def _queue(client: SyncPrefectClient, at_once: int) -> None:
 def _blocks(client: SyncPrefectClient, site: SiteSettings) -> None:
     host = site.host_settings()
     CaseFolders(**site.case_folders()).save("site", overwrite=True)
+    SSHCredentials.register_type_and_schema()  # a person may make one in the UI
     ComputeHost(**host.model_dump()).save(host.name, overwrite=True)
+    if host.name != LOCAL and _has_block(client, LOCAL, ComputeHost):
+        # Runs that were asked for before the site had this host name the one before: no case is lost to that.
+        ComputeHost(**host.model_dump()).save(LOCAL, overwrite=True)
     MoquiParameters(**site.engine.model_dump()).save("site", overwrite=True)
     QaCriteria(**site.qa.model_dump()).save("site", overwrite=True)
     named = site.calibration_texts()
     for room in ROOMS:
         if room in named:
             MachineCalibration(text=named[room]).save(room.lower(), overwrite=True)
-        elif not _has_calibration(client, room):  # one that a person saved in the UI stays
+        elif not _has_block(
+            client, room.lower(), MachineCalibration
+        ):  # one that a person saved in the UI stays
             MachineCalibration(text=builtin_text(room)).save(room.lower())
 
 
-def _has_calibration(client: SyncPrefectClient, room: str) -> bool:
+def _has_block(client: SyncPrefectClient, name: str, kind: type[Block]) -> bool:
     try:
-        client.read_block_document_by_name(room.lower(), MachineCalibration.get_block_type_slug())
+        client.read_block_document_by_name(name, kind.get_block_type_slug())
     except ObjectNotFound:
         return False
     return True

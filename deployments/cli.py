@@ -58,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=_port, help="port of the UI (default: as last time, else 4200 or the next free one)"
     )
     demo.add_argument(
+        "--host",
+        choices=["local", "ssh"],
+        default="local",
+        help="where the engine computes: on this machine, or there through a private SSH server that the "
+        "demonstration starts and stops (default: local)",
+    )
+    demo.add_argument(
         "--spoil", metavar="NAME", help="make a case with this fault instead (`--spoil list` names them)"
     )
 
@@ -79,6 +86,20 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only check it and print all settings in effect; nothing is changed",
     )
+
+    credentials = add(
+        "credentials",
+        "keep a key, a passphrase or a password for SSH under a name, encrypted, out of site.yaml",
+    )
+    credentials.add_argument("name", metavar="NAME", help="name that site.yaml gives as ssh.credentials")
+    credentials.add_argument("--key", metavar="FILE", help="private key, kept as text")
+    for what in ("passphrase", "password"):
+        credentials.add_argument(
+            f"--{what}",
+            action="store_true",
+            help=f"ask for the {what}, or take it from the environment variable MQI_SSH_{what.upper()}",
+        )
+        credentials.add_argument(f"--{what}-file", metavar="FILE", help=f"take the {what} from this file")
 
     add("doctor", "try each setting for real and say what to do about what does not work")
     add("env", "print shell lines that let your own `prefect` commands reach this server; see the README")
@@ -132,7 +153,8 @@ def _run(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
             from deployments.checks import run as run_checks
 
             return run_checks(pytest_arguments, _tell)
-        home = resolve_home(options.home, "demo" if options.command == "demo" else "site")
+        default = {"local": "demo", "ssh": "demo-ssh"}[options.host] if options.command == "demo" else "site"
+        home = resolve_home(options.home, default)
         return _run_at(home, options)
     except MQIError as error:
         print(error, file=sys.stderr)
@@ -146,7 +168,14 @@ def _run_at(home: Home, options: argparse.Namespace) -> int:
         case "demo":
             from deployments.demo import run as run_demo
 
-            return run_demo(home, port=options.port, leave=options.exit, spoil=options.spoil, say=_tell)
+            return run_demo(
+                home,
+                port=options.port,
+                leave=options.exit,
+                spoil=options.spoil,
+                over_ssh=options.host == "ssh",
+                say=_tell,
+            )
         case "up":
             return service.up(home, options.port, _tell)
         case "down":
@@ -158,9 +187,27 @@ def _run_at(home: Home, options: argparse.Namespace) -> int:
             from deployments.status import run as run_status
 
             return run_status(home, _tell)
+        case "credentials":
+            return _keep_credentials(home, options)
         case "doctor":
             from deployments.doctor import run as run_doctor
 
             return run_doctor(home, _tell)
         case _:
             return service.print_environment(home, _tell)
+
+
+def _keep_credentials(home: Home, options: argparse.Namespace) -> int:
+    from deployments.credentials import Given, run
+
+    def file(name: str | None) -> Path | None:
+        return Path(name) if name else None
+
+    given = Given(
+        key=file(options.key),
+        passphrase=options.passphrase,
+        passphrase_file=file(options.passphrase_file),
+        password=options.password,
+        password_file=file(options.password_file),
+    )
+    return run(home, options.name, given, _tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deployments import service
+from deployments.demo_host import host_over_ssh, needs_server
 from deployments.environment import Home, ui_url, worklist_url
 from mqi.case import CaseStatus, case_key
 from mqi.record import CaseRecord, read_record
@@ -37,7 +39,9 @@ processing:
 """
 
 
-def run(home: Home, *, port: int | None, leave: bool, spoil: str | None, say: Say) -> int:
+def run(
+    home: Home, *, port: int | None, leave: bool, spoil: str | None, over_ssh: bool = False, say: Say
+) -> int:
     """Run the demonstration. Returns 0 only if the case completed."""
     if spoil is not None and spoil.partition("=")[0] not in SPOILS:
         if spoil != "list":
@@ -52,7 +56,27 @@ def run(home: Home, *, port: int | None, leave: bool, spoil: str | None, say: Sa
         say(f"Case {key} is done since {before.updated_at.astimezone():%Y-%m-%d %H:%M}: nothing to compute.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a closed terminal ends it as Ctrl-C does
     signal.signal(signal.SIGHUP, signal.default_int_handler)
-    running = service.bring_up(home, port, say, site_text=SITE)
+    with contextlib.ExitStack() as stack:
+        text = SITE
+        if over_ssh or needs_server(home):
+            text += stack.enter_context(host_over_ssh(home))
+            say("A private SSH server runs; the engine computes behind it.")
+        return _process(home, port, text, before, key, folder, leave=leave, say=say)
+
+
+def _process(
+    home: Home,
+    port: int | None,
+    site_text: str,
+    before: CaseRecord | None,
+    key: str,
+    folder: Path,
+    *,
+    leave: bool,
+    say: Say,
+) -> int:
+    """Bring everything up, see the case to its end, and bring down what was started."""
+    running = service.bring_up(home, port, say, site_text=site_text)
     say(f"Prefect UI: {ui_url(running.port)}, worklist: {worklist_url(running.port)}")
     try:
         record = (

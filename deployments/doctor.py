@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from deployments import bootstrap, processes, service
+from deployments import bootstrap, credentials, processes, service
 from deployments.environment import Home, ui_url
-from deployments.site import SiteSettings, load_site_file
+from deployments.host_checks import Finding, host_findings, writable
+from deployments.site import load_site_file
 from mqi.errors import MQIError
-from mqi.hosts import connect
 
 __all__ = ["Finding", "examine", "run"]
-
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found. ``todo`` is empty when all is well."""
-
-    what: str
-    said: str
-    todo: str = ""
 
 
 def run(home: Home, say: Callable[[str], None]) -> int:
@@ -56,9 +42,9 @@ def examine(home: Home) -> Iterator[Finding]:
     yield from _secrets(home)
     for inbox in site.inboxes():
         yield _readable(Path(inbox))
-    yield _writable("results", Path(site.results_folder()), site.resources.min_disk_space_gb)
-    yield from _hosts(site)
-    yield _engine(site)
+    yield writable("results", Path(site.results_folder()), site.resources.min_disk_space_gb)
+    credentials.provide(home)
+    yield from host_findings(site)
     yield from _processes(home)
 
 
@@ -85,64 +71,6 @@ def _readable(inbox: Path) -> Finding:
     except OSError as error:
         return Finding("inbox", f"{inbox}: {error.strerror}", "Mount it, or let this user read it")
     return Finding("inbox", f"{inbox} can be read, {number} folders")
-
-
-def _writable(what: str, folder: Path, min_gb: float) -> Finding:
-    """Write, sync, rename and remove a file, as the records are written."""
-    try:
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".doctor-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(b"doctor")
-            file.flush()
-            os.fsync(file.fileno())
-        renamed = Path(name).rename(f"{name}.part")
-        renamed.unlink()
-        free_gb = shutil.disk_usage(folder).free / GB
-    except OSError as error:
-        return Finding(
-            what, f"{folder}: {error.strerror}", "Mount or create it, and let this user write there"
-        )
-    if free_gb < min_gb:
-        return Finding(
-            what, f"{folder}: only {free_gb:.1f} GB free", f"Make room: at least {min_gb:g} GB are set"
-        )
-    return Finding(what, f"{folder} can be written, {free_gb:.0f} GB free")
-
-
-def _hosts(site: SiteSettings) -> Iterator[Finding]:
-    settings = site.host_settings()
-    yield _writable("workspace", Path(settings.workspace), settings.min_disk_space_gb)
-    probe = connect(settings).probe()
-    said = f"{settings.name}: {len(probe.slots)} {probe.slot_kind or 'slots'} to compute on"
-    if probe.problem or not probe.slots:
-        yield Finding(
-            "host", f"{said}; {probe.problem}", "Look at the host; nothing is computed until it is well"
-        )
-    elif settings.slots is not None and settings.slots > len(probe.slots):
-        todo = f"Set resources.gpu_count to {len(probe.slots)} or less, or leave it out"
-        yield Finding("host", f"{said}, but resources.gpu_count is {settings.slots}", todo)
-    else:
-        yield Finding("host", said)
-
-
-def _engine(site: SiteSettings) -> Finding:
-    """Ask the engine for its version, or at least see that it can be started."""
-    name, ask = site.engine.engine, site.engine.version_command
-    if site.engine.command and shutil.which(site.engine.command[0]) is None:
-        return Finding(
-            "engine", f"{site.engine.command[0]} cannot be run", "Correct engine.command in site.yaml"
-        )
-    if not ask:
-        return Finding("engine", "analytic, embedded (no clinical engine)" if name == "analytic" else name)
-    try:
-        told = connect(site.host_settings()).run(ask)
-    except (MQIError, OSError) as error:
-        return Finding("engine", f"{name}: {error}", "Correct engine.version_command in site.yaml")
-    lines = (told.stdout or told.stderr).decode("utf-8", "replace").split("\n")
-    if told.exit_code:
-        said = f"{ask[0]} ended with status {told.exit_code}: {lines[0][:100]}"
-        return Finding("engine", said, "Correct engine.version_command in site.yaml, or the installation")
-    return Finding("engine", f"{name}, version {lines[0][:100]}")
 
 
 def _processes(home: Home) -> Iterator[Finding]:

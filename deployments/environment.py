@@ -14,6 +14,7 @@ __all__ = [
     "LOOPBACK",
     "POOL",
     "REPOSITORY",
+    "SECRET_PREFIX",
     "Home",
     "api_url",
     "environment",
@@ -28,6 +29,9 @@ HEARTBEAT_S = 30  # the least that Prefect takes; a run without three of them co
 LOOPBACK = "127.0.0.1"  # Prefect's open source server knows no users: it must not listen on the network
 
 # Kept from the caller's environment: where logs go, and another database than SQLite.
+SECRET_PREFIX = (
+    "MQI_SSH_"  # how `credentials` takes a secret; no process of the installation needs to have it
+)
 KEPT_PREFIXES = ("PREFECT_LOGGING_", "PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_")
 
 
@@ -121,7 +125,7 @@ def environment(home: Home, port: int) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("PREFECT_") or name.startswith(KEPT_PREFIXES)
+        if not name.startswith(("PREFECT_", SECRET_PREFIX)) or name.startswith(KEPT_PREFIXES)
     }
     no_proxy = {
         name for name in os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")).split(",") if name

@@ -11,7 +11,9 @@ from datetime import UTC, datetime, timedelta
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 
-from deployments.apply import SCANNER, ZOMBIES, host_slots, worker_online
+from deployments.apply import DEPLOYMENTS, ZOMBIES, host_slots, worker_online
+from deployments.site import LOCAL
+from mqi.errors import ResourceError
 from mqi.hosts.base import HostSettings
 
 __all__ = ["findings"]
@@ -19,7 +21,6 @@ __all__ = ["findings"]
 APPLY = "Run `python3 -m deployments apply`"
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 WORKER_SILENT = timedelta(seconds=90)
-DEPLOYMENTS = (SCANNER, "process-case/mqi", "clean-up/mqi")
 
 
 def findings(worker: str, host: HostSettings) -> Iterator[tuple[str, str, str]]:
@@ -35,7 +36,7 @@ def findings(worker: str, host: HostSettings) -> Iterator[tuple[str, str, str]]:
         yield _limit(client, host)
         yield _automation(client)
         for name in DEPLOYMENTS:
-            yield _deployment(client, name)
+            yield _deployment(client, name, host.name)
 
 
 def _leases(client: SyncPrefectClient) -> tuple[str, str, str]:
@@ -56,7 +57,10 @@ def _limit(client: SyncPrefectClient, host: HostSettings) -> tuple[str, str, str
         limit = client.read_global_concurrency_limit_by_name(name).limit
     except ObjectNotFound:
         return "limit", f"{name} is missing", APPLY
-    wanted = host_slots(host)
+    try:
+        wanted = host_slots(host)
+    except ResourceError:  # said of the host itself already
+        return "limit", f"{name} admits {limit}; what the host has is not known now", ""
     lent = f"{name} admits {limit} of {wanted}"
     return "limit", lent, APPLY if limit > wanted else ""  # fewer: a person lends slots to others
 
@@ -70,11 +74,13 @@ def _automation(client: SyncPrefectClient) -> tuple[str, str, str]:
     return "automation", "dead runs are found by their missing heartbeat", ""
 
 
-def _deployment(client: SyncPrefectClient, name: str) -> tuple[str, str, str]:
+def _deployment(client: SyncPrefectClient, name: str, host: str) -> tuple[str, str, str]:
     try:
         deployment = client.read_deployment_by_name(name)
     except ObjectNotFound:
         return "deployment", f"{name} is missing", APPLY
     if deployment.paused or (deployment.schedules and not any(one.active for one in deployment.schedules)):
         return "deployment", f"{name} is paused", "Resume it in the UI under Deployments"
+    if (named := deployment.parameters.get("host", LOCAL)) != host:
+        return "deployment", f"{name} computes on {named}, not on {host}", APPLY
     return "deployment", f"{name} is there", ""

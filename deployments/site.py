@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from deployments.environment import Home
+from deployments.site_ssh import SshSection
 from deployments.yaml_lines import parse_yaml
 from mqi.case import Frozen
 from mqi.engines.settings import EngineSettings
@@ -24,10 +25,11 @@ from mqi.log.calibration import read_calibration
 from mqi.qa import QaCriteria
 from mqi.retry import RetryPolicy
 
-__all__ = ["SiteSettings", "describe", "load_site_file", "make_site_file"]
+__all__ = ["LOCAL", "SiteSettings", "describe", "load_site_file", "make_site_file"]
 
 TEMPLATE = Path(__file__).with_name("site.yaml")
-HOST = "local"
+LOCAL = "local"
+"""Name of the compute host where site.yaml has no section ssh: this machine."""
 
 
 class App(Frozen):
@@ -80,9 +82,11 @@ class Processing(Frozen):
 class SiteSettings(Frozen):
     """All settings of a site, as site.yaml holds them."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # a secret may stand where none belongs
+
     app: App = App()
     paths: Paths = Paths()
-    ssh: None = None
+    ssh: SshSection | None = None
     resources: Resources = Resources()
     processing: Processing = Processing()
     monitoring: None = None
@@ -91,12 +95,6 @@ class SiteSettings(Frozen):
     intake: IntakeRules = IntakeRules()
     calibrations: dict[Literal["G1", "G2"], str] = Field(default_factory=dict)
     _home: Path = PrivateAttr(default=Path())
-
-    @field_validator("ssh", mode="before")
-    @classmethod
-    def _no_ssh_yet(cls, value: object) -> None:
-        if value is not None:
-            raise ValueError("hosts over SSH come with the next version; leave the section out")
 
     @field_validator("monitoring", mode="before")
     @classmethod
@@ -147,11 +145,18 @@ class SiteSettings(Frozen):
         return self.intake_rules().model_dump() | {"inbox": self.inboxes(), "results": self.results_folder()}
 
     def host_settings(self) -> HostSettings:
-        """Settings of the one host, this machine."""
+        """Settings of the one host: this machine, or the one that section ssh names."""
         retry = self.processing.retry_policy
+        reached: dict[str, Any] = {"name": LOCAL, "workspace": self._folder(self.paths.remote_workspace)}
+        if self.ssh is not None:
+            reached = {
+                "name": self.ssh.host_name(),
+                "kind": "ssh",
+                "ssh": self.ssh.settings(self._folder),
+                "workspace": self.paths.remote_workspace,
+            }
         return HostSettings(
-            name=HOST,
-            workspace=self._folder(self.paths.remote_workspace),
+            **reached,
             slots=self.resources.gpu_count,
             min_disk_space_gb=self.resources.min_disk_space_gb,
             retry=RetryPolicy.model_validate(
@@ -174,8 +179,12 @@ class SiteSettings(Frozen):
         return texts
 
     def make_folders(self) -> None:
-        """Create the folders of the home; one outside it must be there (a share may not be mounted)."""
-        for name in (*self.inboxes(), self.results_folder(), self.host_settings().workspace):
+        """Create the folders of the home; one outside it must be there (a share may not be mounted).
+
+        The workspace of a host behind SSH is not on this machine; it is made there.
+        """
+        own_workspace = () if self.ssh else (self.host_settings().workspace,)
+        for name in (*self.inboxes(), self.results_folder(), *own_workspace):
             folder = Path(name)
             if folder.is_relative_to(self._home):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -205,9 +214,12 @@ def load_site_file(home: Home, file: Path | None = None) -> SiteSettings:
     try:
         site.host_settings()
     except ValueError as error:
-        raise ConfigurationError(
-            f"paths.remote_workspace: {_reason(error)}", path=path, todo="Name another folder"
-        ) from error
+        todo = (
+            "Name an absolute folder on that host, such as /scratch/mqi"
+            if site.ssh
+            else "Name another folder"
+        )
+        raise ConfigurationError(f"paths.remote_workspace: {_reason(error)}", path=path, todo=todo) from None
     site.calibration_texts()
     return site
 
@@ -235,6 +247,8 @@ def describe(site: SiteSettings) -> str:
         "remote_workspace": site.host_settings().workspace,
         "results": site.results_folder(),
     }
+    if site.ssh:
+        values["ssh"]["name"] = site.ssh.host_name()
     values["intake"] = site.intake_rules().model_dump(mode="json")
     for name in ("settle_seconds", "ready_marker"):
         values["processing"].pop(name, None)  # said under intake

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from deployments import processes, service
+from deployments import credentials, processes, service
 from deployments.environment import Home, ui_url, worklist_url
 from deployments.site import SiteSettings, load_site_file
 from mqi.hosts import connect
@@ -36,6 +36,7 @@ def run(home: Home, say: Callable[[str], None]) -> int:
         for line in _from_server():
             say(line)
     counts = cases_by_status(Path(site.results_folder()))
+    credentials.provide(home)
     said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
     say(f"cases     {said or 'none yet'}")
     say(f"host      {_host(site)}")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+from deployments.private_sshd import SEARCH
 
 
 def program(name: str, *, package: str) -> str:

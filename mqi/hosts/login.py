@@ -12,8 +12,10 @@ import hashlib
 import io
 import logging
 import random
+import re
 import shlex
 import socket
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -34,7 +36,7 @@ from paramiko.ssh_exception import (
 from mqi.errors import ConfigurationError, HostConnectionError
 from mqi.hosts.ssh_settings import SshCredentials, SshHop, SshSettings, find_credentials
 
-__all__ = ["Link", "fingerprint_of", "log_in"]
+__all__ = ["Link", "fingerprint_of", "log_in", "open_key"]
 
 _LOG_CHANNEL = "paramiko.mqi"
 logging.getLogger(_LOG_CHANNEL).setLevel(logging.CRITICAL)  # it logs tracebacks of what we raise ourselves
@@ -362,6 +364,11 @@ def _load_key(hop: SshHop, credentials: SshCredentials) -> paramiko.PKey:
         raise ConfigurationError(
             f"{where} cannot be read", todo="Check the path, its owner and mode"
         ) from error
+    return open_key(text, passphrase, where)
+
+
+def open_key(text: str, passphrase: str | None, where: str) -> paramiko.PKey:
+    """Open the text of a private key. ``where`` names it in the ConfigurationError of one that cannot be."""
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
         try:
             return kind.from_private_key(io.StringIO(_normal(text)), passphrase)
@@ -377,8 +384,14 @@ def _load_key(hop: SshHop, credentials: SshCredentials) -> paramiko.PKey:
     ) from None
 
 
+_ONE_LINE = re.compile(r"(-----BEGIN [A-Z ]+-----)([A-Za-z0-9+/= \t]+)(-----END [A-Z ]+-----)")
+
+
 def _normal(text: str) -> str:
-    """Text of a key as a form or a YAML file may have changed it: line ends, blanks around it."""
+    """Text of a key as a form may have changed it: line ends, blanks around it, all in one line."""
+    if one_line := _ONE_LINE.fullmatch(text.strip()):
+        begin, body, end = one_line.groups()
+        text = "\n".join([begin, *textwrap.wrap("".join(body.split()), 64), end])
     return "\n".join(line.strip() for line in text.strip().splitlines()) + "\n"
 
 

@@ -81,11 +81,20 @@ class SshSettings(SshHop):
     """How a host is reached over SSH."""
 
     jump: SshHop | None = Field(default=None, description="Bastion through which the host is reached.")
-    connect_timeout_s: float = Field(default=10.0, gt=0, description="Limit for the TCP connection, s.")
-    banner_timeout_s: float = Field(default=15.0, gt=0, description="Limit for the server's greeting, s.")
-    auth_timeout_s: float = Field(default=20.0, gt=0, description="Limit for the login, s.")
+    connect_timeout_s: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False, description="Limit for the TCP connection, s."
+    )
+    banner_timeout_s: float = Field(
+        default=15.0, gt=0, allow_inf_nan=False, description="Limit for the server's greeting, s."
+    )
+    auth_timeout_s: float = Field(
+        default=20.0, gt=0, allow_inf_nan=False, description="Limit for the login, s."
+    )
     keepalive_s: float = Field(
-        default=15.0, gt=0, description="A quiet connection says something this often, s."
+        default=15.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="A quiet connection says something this often, s.",
     )
     pool_size: int = Field(
         default=5, ge=1, le=50, description="Connections to the host that one process keeps at most."

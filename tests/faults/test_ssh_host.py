@@ -584,6 +584,7 @@ def test_keys_with_and_without_passphrase_as_file_or_text_open_the_door(server: 
     assert "cannot be read" in str(login_error(reached(server, server.port, key_file="/no/key")))
     assert "no way to log in" in str(login_error(by_text))
     named = by_text.model_copy(update={"credentials": "gpu"})
+    ssh_settings._providers.clear()  # another test of this process may have named one
     assert "cannot be looked up" in str(login_error(named))
     try:
         provide_credentials({"gpu": credentials}.__getitem__)

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from uuid import uuid4
 
 import pytest
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ValidationError
 
 import blocks
-from blocks import CaseFolders, ComputeHost, MachineCalibration, MoquiParameters, QaCriteria
+from blocks import CaseFolders, ComputeHost, MachineCalibration, MoquiParameters, QaCriteria, SSHCredentials
 from blocks.site import plain
 from mqi import qa
 from mqi.engines.settings import EngineSettings
 from mqi.errors import ConfigurationError
 from mqi.hosts.base import HostSettings
+from mqi.hosts.ssh_settings import SshCredentials
 from mqi.intake import IntakeRules
 
-KINDS: list[type[Block]] = [CaseFolders, ComputeHost, MachineCalibration, MoquiParameters, QaCriteria]
+KINDS: list[type[Block]] = [
+    CaseFolders,
+    ComputeHost,
+    MachineCalibration,
+    MoquiParameters,
+    QaCriteria,
+    SSHCredentials,
+]
 BEHIND: list[tuple[type[Block], type[BaseModel], dict[str, object]]] = [
     (CaseFolders, IntakeRules, {"inbox": ("/inbox",), "results": "/results"}),
     (ComputeHost, HostSettings, {"name": "local", "workspace": "/workspace"}),
     (MoquiParameters, EngineSettings, {"engine": "moqui", "command": ("/opt/moqui/tps_env",)}),
     (QaCriteria, qa.QaCriteria, {"gamma_dose_percent": 2.0}),
+    (SSHCredentials, SshCredentials, {"passphrase": "open sesame"}),
 ]
 
 
@@ -104,3 +114,11 @@ def test_what_the_model_refuses_cannot_be_saved_as_a_block(
 def test_a_calibration_with_a_value_missing_cannot_be_saved_as_a_block() -> None:
     with pytest.raises((ValidationError, ConfigurationError)):
         MachineCalibration(text="XPOSOFFSET 1\n")
+
+
+def test_what_is_secret_of_the_credentials_is_known_as_secret_and_not_shown() -> None:
+    secrets = {"key_text": "-----BEGIN KEY", "passphrase": "open sesame", "password": "hunter2!"}
+    assert set(SSHCredentials._to_block_schema(block_type_id=uuid4()).fields["secret_fields"]) == set(secrets)
+    block = SSHCredentials(**secrets)
+    shown = f"{block!r}{block}{block.model_dump()}{block.model_dump_json()}"
+    assert not [secret for secret in secrets.values() if secret in shown]
