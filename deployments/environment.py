@@ -146,8 +146,8 @@ def environment(home: Home, port: int) -> dict[str, str]:
         "PREFECT_SERVER_ENCRYPTION_KEY": home.encryption_key(),
         # In memory, the default, a server that restarts leaks every held GPU slot for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        # A scan whose worker died before it began keeps all others out for so long (default 5 minutes). Once it
-        # runs it renews its lease.
+        # So long a scan whose worker died before it began keeps all others out (default 5 minutes); one that
+        # runs renews its lease.
         "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "60",
         # A waiter asks again after at most about this many seconds (default 30): the GPU would idle.
         "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
