@@ -38,7 +38,7 @@ from tasks.convert import convert_beam
 from tasks.recovery import MAX_RUNS, RUN_AGAIN
 from tests.flows.installation import Installation
 
-pytestmark = [pytest.mark.kills, pytest.mark.timeout(2400)]
+pytestmark = pytest.mark.timeout(1200)  # the first test waits for all of it
 
 FATE = Path(__file__).parent / "fate"
 PATIENCE_S = 900.0
@@ -265,7 +265,7 @@ def test_no_result_differs_from_that_of_an_undisturbed_run(aftermath: Aftermath,
             assert hashlib.sha256(content).hexdigest() == dose.output.sha256
 
 
-def test_a_run_dies_as_often_as_it_is_killed_and_survives_each_restart_of_the_server(
+def test_a_run_dies_as_often_as_it_is_killed_and_outlives_each_worker_and_server(
     aftermath: Aftermath,
 ) -> None:
     for name in ("flow-early", "flow-late", "flow-edges", "engine"):
@@ -273,7 +273,8 @@ def test_a_run_dies_as_often_as_it_is_killed_and_survives_each_restart_of_the_se
         retried = name == "flow-early"  # by a person: the same run completes
         begun = [run for run in aftermath.runs[name] if run.run_count]
         assert len(begun) == 1 + killed - retried, name
-    assert len([run for run in aftermath.runs["server"] if run.run_count]) == 1
+    for name in ("worker", "server"):
+        assert len([run for run in aftermath.runs[name] if run.run_count]) == 1, name
 
 
 def test_a_run_that_is_killed_again_and_again_is_left_to_a_person_who_presses_retry(
@@ -313,7 +314,11 @@ def test_no_process_file_or_folder_stays_behind(aftermath: Aftermath) -> None:
     site = aftermath.site
     site.until(lambda: not strangers(site), 120, "the processes of killed runs to end")
     assert not [path for path in site.home.rglob("*.part") if "prefect" not in path.parts]
-    assert not list((site.workspace / "jobs").iterdir())
+    left = list((site.workspace / "jobs").iterdir())
+    assert all((job / "acked").exists() for job in left), (
+        left
+    )  # a killed engine's: kept for a person to look at
+    assert len(left) <= sum("engine" in victims for fate in FATES.values() for _, _, victims in fate)
     assert not list((site.workspace / "input").iterdir())
     for name in FATES:
         assert not (aftermath.folder(name) / "work").exists()

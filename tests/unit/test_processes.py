@@ -231,6 +231,26 @@ def test_every_prefect_setting_is_one_that_the_locked_prefect_knows(home: Home) 
     assert json.loads(ran.stdout) == ["PREFECT_SERVER_ENCRYPTION_KEY"]
 
 
+def test_a_run_whose_worker_reads_its_output_no_more_goes_on(home: Home) -> None:
+    code = (
+        "from prefect.logging import get_logger\n"
+        "from prefect.logging.configuration import setup_logging\n"
+        "setup_logging()\n"
+        "[get_logger('mqi').error('said') for _ in range(3)]\n"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        variables = environment(home, 4299)
+        ran = subprocess.run([sys.executable, "-c", code], env=variables, stderr=write_end, check=False)
+        assert ran.returncode == 0
+        del variables["PREFECT_LOGGING_CONFIG_PATH"]  # Prefect's own console ends the program
+        ran = subprocess.run([sys.executable, "-c", code], env=variables, stderr=write_end, check=False)
+        assert ran.returncode == 1
+    finally:
+        os.close(write_end)
+
+
 def test_the_home_is_the_option_else_the_variable_else_a_folder_of_the_repository(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
