@@ -136,6 +136,8 @@ def environment(home: Home, port: int) -> dict[str, str]:
         # The environment's own `prefect` and `python` come first.
         "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
         # A hospital's web proxy must not be asked for the server on this machine.
+        # pydicom's warnings quote what stands in the files: names and birth dates do not belong into logs.
+        "PYTHONWARNINGS": "ignore::UserWarning",
         "NO_PROXY": direct,
         "no_proxy": direct,
         "PREFECT_HOME": str(home.prefect),

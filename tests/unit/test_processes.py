@@ -251,6 +251,19 @@ def test_a_run_whose_worker_reads_its_output_no_more_goes_on(home: Home) -> None
         os.close(write_end)
 
 
+def test_what_pydicom_quotes_from_a_file_stays_out_of_the_logs(home: Home) -> None:
+    code = (
+        "from prefect.logging.configuration import setup_logging\n"
+        "from pydicom.misc import warn_and_log\n"
+        "setup_logging()\n"
+        "warn_and_log(\"Invalid value for VR DA: 'Quillfeather'\")\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment(home, 4299), capture_output=True, text=True, check=True
+    )
+    assert ran.stdout + ran.stderr == ""
+
+
 def test_the_home_is_the_option_else_the_variable_else_a_folder_of_the_repository(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
