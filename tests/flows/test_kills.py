@@ -239,7 +239,8 @@ def test_no_engine_ran_twice_for_the_same_inputs(aftermath: Aftermath, name: str
         last[unit] = max(last.get(unit, 0), int(attempt))
     assert len(last) == 4  # two beams, from the log and from the plan
     killed = sum({"engine", "supervisor"} & set(victims) != set() for _, _, victims in FATES[name])
-    assert sum(last.values()) == 4 + killed, runs  # a killed engine has one successor
+    # A killed engine has one successor; a second kill may hit a job whose supervisor is dead already.
+    assert 4 + (killed > 0) <= sum(last.values()) <= 4 + killed, runs
 
 
 def identity_free(path: Path) -> str:
@@ -315,9 +316,8 @@ def test_no_process_file_or_folder_stays_behind(aftermath: Aftermath) -> None:
     site.until(lambda: not strangers(site), 120, "the processes of killed runs to end")
     assert not [path for path in site.home.rglob("*.part") if "prefect" not in path.parts]
     left = list((site.workspace / "jobs").iterdir())
-    assert all((job / "acked").exists() for job in left), (
-        left
-    )  # a killed engine's: kept for a person to look at
+    assert all((job / "acked").exists() for job in left), left
+    # A killed engine's failed job is kept for a person to look at.
     assert len(left) <= sum("engine" in victims for fate in FATES.values() for _, _, victims in fate)
     assert not list((site.workspace / "input").iterdir())
     for name in FATES:

@@ -195,7 +195,8 @@ def test_an_interrupt_of_the_whole_process_group_leaves_the_job_alone(
 ) -> None:
     job = request(host, folder, script="while [ ! -e ../../go ]; do sleep 0.05; done")
     code = (
-        "import sys, threading; from mqi.hosts import *\n"
+        "import signal, sys, threading; from mqi.hosts import *\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's parent ignores it
         "host = connect(HostSettings.model_validate_json(sys.argv[1]))\n"
         "host.submit(JobRequest.model_validate_json(sys.argv[2])); print('submitted', flush=True)\n"
         "host.wait('u.a1', print, threading.Event())"
